@@ -1,0 +1,46 @@
+"""pyscaling: train a grid of small models, fit scaling laws to it, plan the large one.
+
+Everything public hangs on this module and is imported on first use, so that `import pyscaling` stays fast
+and needs neither torch nor pandas nor sympy nor matplotlib.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Runs": "runs",
+    "read_runs": "runs",
+    "Law": "laws",
+    "fit": "fitting",
+    "Fit": "fitting",
+    "plan": "planning",
+    "Plan": "planning",
+    "Study": "study",
+}
+_MODULES = frozenset({"accounting", "fitting", "kernels", "laws", "planning", "report"})
+__all__ = sorted({*_HOME, *_MODULES})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'pyscaling' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+if TYPE_CHECKING:
+    from pyscaling import accounting, fitting, kernels, laws, planning, report
+    from pyscaling.fitting import Fit, fit
+    from pyscaling.laws import Law
+    from pyscaling.planning import Plan, plan
+    from pyscaling.runs import Runs, read_runs
+    from pyscaling.study import Study

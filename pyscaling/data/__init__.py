@@ -1,0 +1,17 @@
+"""Text in, batches of tokens out: corpora, tokenizers, a memory-mapped cache and a seeded order."""
+
+from pyscaling.data.batches import BatchOrder
+from pyscaling.data.corpora import Corpus, load_corpus
+from pyscaling.data.tokenizers import BytesTokenizer, load_tokenizer, train_bpe
+from pyscaling.data.tokens import TokenSet, tokenize_corpus
+
+__all__ = [
+    "BatchOrder",
+    "BytesTokenizer",
+    "Corpus",
+    "TokenSet",
+    "load_corpus",
+    "load_tokenizer",
+    "tokenize_corpus",
+    "train_bpe",
+]

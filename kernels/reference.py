@@ -59,17 +59,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad)
         grad_x = torch.empty_like(x) if needs_gradient else None
         grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs_gradient else None
+        block = x.new_empty(min(n_row, _LinearCrossEntropy.rows_per_block), weight.shape[2])
         for m in range(n_member):
-            for start in range(0, n_row, _LinearCrossEntropy.rows_per_block):
-                rows = slice(start, start + _LinearCrossEntropy.rows_per_block)
-                x_block, target = x[m, rows], targets[m, rows, None]
-                log_p = torch.log_softmax(x_block @ weight[m], dim=1)
-                loss[m, rows] = -log_p.gather(1, target).squeeze(1)
+            for start in range(0, n_row, len(block)):
+                rows = slice(start, min(n_row, start + len(block)))
+                x_rows, target = x[m, rows], targets[m, rows, None]
+                logits = block[: rows.stop - start]
+                torch.mm(x_rows, weight[m], out=logits)
+                target_logit, top = logits.gather(1, target), logits.amax(1, keepdim=True)
+                p = torch.softmax(logits, dim=1, out=logits)
+                # p at the largest logit is 1 / sum exp(z - max), so the loss stays exact where p[target] underflows
+                loss[m, rows] = (top - p.amax(1, keepdim=True).log() - target_logit).squeeze(1)
                 if grad_x is not None and grad_weight is not None:
-                    grad_logits = log_p.exp_()
-                    grad_logits.scatter_add_(1, target, grad_logits.new_full((1, 1), -1.0).expand_as(target))
+                    grad_logits = p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))
                     torch.mm(grad_logits, weight[m].t(), out=grad_x[m, rows])
-                    grad_weight[m].addmm_(x_block.t(), grad_logits)
+                    grad_weight[m].addmm_(x_rows.t(), grad_logits)
         if needs_gradient:
             ctx.save_for_backward(grad_x, grad_weight)
         return loss.mean(1)

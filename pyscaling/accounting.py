@@ -6,34 +6,60 @@ A published exponent moved from 0.84 to 0.71 by counting differently alone, so e
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 PF_DAY = 8.64e19  # FLOPs of 1e15 FLOP/s held for a day
 
-ParameterConvention = Literal["non_embedding", "exact_non_embedding", "with_head", "total"]
-FlopConvention = Literal["6ND", "attention", "head", "full"]
+ParameterConvention = Literal["non_embedding", "exact_non_embedding", "with_head", "with_embeddings", "total"]
+FlopConvention = Literal["6ND", "causal_attention", "attention", "head", "causal_full", "full"]
+Passes = Literal["forward", "backward", "training"]
 
-PARAMETER_CONVENTIONS: dict[str, str] = {
-    "non_embedding": "weight matrices of the layers: 12 n_layer d_model^2 for GPT-2 (Kaplan et al. 2020, table 1)",
-    "exact_non_embedding": "the same with biases and norm gains, without any embedding",
-    "with_head": "non_embedding plus the output matrix d_model x vocab_size",
-    "total": "every parameter that is stored; a tied head counts once",
+# What each convention counts: the parts of `parameter_parts` that are summed, and why one meets it.
+PARAMETER_CONVENTIONS: dict[str, tuple[frozenset[str], str]] = {
+    "non_embedding": (
+        frozenset({"attention", "mlp"}),
+        "weight matrices of the layers: 12 n_layer d_model^2 for GPT-2 (Kaplan et al. 2020, eq. 2.1)",
+    ),
+    "exact_non_embedding": (
+        frozenset({"attention", "mlp", "biases", "norms"}),
+        "the same with biases and norm gains, without any embedding",
+    ),
+    "with_head": (
+        frozenset({"attention", "mlp", "head"}),
+        "non_embedding plus the output matrix d_model x vocab_size, tied or not",
+    ),
+    "with_embeddings": (
+        frozenset({"attention", "mlp", "biases", "norms", "token_embedding", "position_embedding"}),
+        "exact_non_embedding plus token and position embeddings, without an untied head",
+    ),
+    "total": (
+        frozenset({"attention", "mlp", "biases", "norms", "token_embedding", "position_embedding", "untied_head"}),
+        "every parameter that is stored; a tied head counts once (Hoffmann et al. 2022)",
+    ),
 }
-FLOP_CONVENTIONS: dict[str, str] = {
-    "6ND": "forward 2N and backward 4N a token, N non-embedding",
-    "attention": "6ND plus the scores and mixing of attention over the whole context",
-    "head": "6ND plus the output matrix",
-    "full": "6ND plus attention plus the output matrix",
+# (attended tokens as a share of the context, the head counts, description)
+FLOP_CONVENTIONS: dict[str, tuple[float, bool, str]] = {
+    "6ND": (0.0, False, "forward 2N and backward 4N a token, N non-embedding"),
+    "causal_attention": (0.5, False, "6ND plus the half of attention that a causal mask leaves (Kaplan et al. 2020)"),
+    "attention": (1.0, False, "6ND plus the scores and mixing of attention over the whole context"),
+    "head": (0.0, True, "6ND plus the output matrix"),
+    "causal_full": (0.5, True, "6ND plus causal attention plus the output matrix"),
+    "full": (1.0, True, "6ND plus attention plus the output matrix, as torch.utils.flop_counter counts"),
 }
-_UNITS = {"": 1.0, "flop": 1.0, "flops": 1.0, "pf-day": PF_DAY, "pf-days": PF_DAY, "pfday": PF_DAY, "pfdays": PF_DAY}
+_PASSES: dict[str, int] = {"forward": 1, "backward": 2, "training": 3}
+_SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
+_UNITS = "FLOPs (with a prefix too, as 3 EFLOPs) and PF-days"
+_SMALLEST_WIDTH = 8
 
 
 @dataclass(frozen=True)
 class Shape:
     """Architecture of a decoder-only transformer; the defaults are GPT-2's.
 
-    d_ff: width of the MLP, 4 d_model by default. context: longest sequence in tokens. mlp: "gelu" | "swiglu".
+    d_ff: width of the MLP; 0 means 4 d_model, or 8/3 d_model for "swiglu", whose three matrices then count as much.
+    context: longest sequence in tokens. mlp: "gelu" | "swiglu".
     norm: "layernorm" | "rmsnorm". position: "learned" | "rope". tied: head shares the embedding's weights.
     bias: biases in linear layers and norms. qk_norm: queries and keys are RMS-normalised (Henry et al. 2020).
     Raises ValueError for sizes that do not fit together.
@@ -54,10 +80,12 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.d_ff == 0:
-            object.__setattr__(self, "d_ff", 4 * self.d_model)
+            width = 4 * self.d_model if self.mlp == "gelu" else _nearest_multiple(8 * self.d_model / 3, 8)
+            object.__setattr__(self, "d_ff", width)
         for name in ("d_model", "n_layer", "n_head", "d_ff", "context", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value != int(value) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}.")
         if self.d_model % self.n_head:
             divisors = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
             near = min(divisors, key=lambda h: abs(h - self.n_head))
@@ -87,39 +115,49 @@ class Shape:
         return asdict(self)
 
 
+def parameter_parts(shape: Shape) -> dict[str, int]:
+    """Exact parameter counts of the parts of a shape.
+
+    attention, mlp: weight matrices; biases: of these matrices; norms: gains and biases; token_embedding,
+    position_embedding; head: the output matrix, tied or not; untied_head: the same where it is stored apart.
+    """
+    d, d_ff, layers = shape.d_model, shape.d_ff, shape.n_layer
+    up = 2 * d_ff if shape.mlp == "swiglu" else d_ff
+    per_norm = 2 * d if shape.norm == "layernorm" and shape.bias else d
+    head = d * shape.vocab_size
+    return {
+        "attention": layers * 3 * d * d,
+        "mlp": layers * (d * up + d_ff * d),
+        "biases": layers * (4 * d + up + d) if shape.bias else 0,
+        "norms": (2 * layers + 1) * per_norm,
+        "token_embedding": head,
+        "position_embedding": shape.context * d if shape.position == "learned" else 0,
+        "head": head,
+        "untied_head": 0 if shape.tied else head,
+    }
+
+
 def parameter_count(shape: Shape, convention: ParameterConvention = "non_embedding") -> int:
     """Parameters of a shape by the named convention (see PARAMETER_CONVENTIONS)."""
     _check_convention("convention", convention, PARAMETER_CONVENTIONS)
-    d, d_ff, layers = shape.d_model, shape.d_ff, shape.n_layer
-    up = 2 * d_ff if shape.mlp == "swiglu" else d_ff
-    matrices = layers * (4 * d * d + d * up + d_ff * d)
-    if convention == "non_embedding":
-        return matrices
-    if convention == "with_head":
-        return matrices + d * shape.vocab_size
-    per_norm = 2 * d if shape.norm == "layernorm" and shape.bias else d
-    biases = layers * (4 * d + up + d) if shape.bias else 0
-    exact = matrices + biases + (2 * layers + 1) * per_norm
-    if convention == "exact_non_embedding":
-        return exact
-    positions = shape.context * d if shape.position == "learned" else 0
-    return exact + positions + shape.vocab_size * d * (1 if shape.tied else 2)
+    counted, _ = PARAMETER_CONVENTIONS[convention]
+    return sum(count for part, count in parameter_parts(shape).items() if part in counted)
 
 
-def flops_per_token(shape: Shape, convention: FlopConvention = "6ND", *, backward: bool = True) -> float:
+def flops_per_token(shape: Shape, convention: FlopConvention = "6ND", *, passes: Passes = "training") -> float:
     """FLOPs a token by the named convention (see FLOP_CONVENTIONS); a multiply-add is two.
 
-    Attention costs 2 n_layer n_ctx d_model a token forward (Kaplan et al. 2020, table 1); they count scores alone,
-    we count scores and mixing, 4 n_layer n_ctx d_model, and no saving from the causal mask, as
-    torch.utils.flop_counter does.
+    Forward: 2N, attention 4 n_layer n_ctx d_model for scores and mixing over the whole context (Hoffmann et al. 2022,
+    appendix F) and half of that under a causal mask (Kaplan et al. 2020, table 1), head 2 d_model vocab_size.
+    passes: "forward", "backward" (twice the forward pass) or "training" (both).
     """
     _check_convention("convention", convention, FLOP_CONVENTIONS)
+    _check_convention("passes", passes, _PASSES)
+    attended, head, _ = FLOP_CONVENTIONS[convention]
     forward = 2.0 * shape.N
-    if convention in ("attention", "full"):
-        forward += 4.0 * shape.n_layer * shape.context * shape.d_model
-    if convention in ("head", "full"):
-        forward += 2.0 * shape.d_model * shape.vocab_size
-    return 3 * forward if backward else forward
+    forward += 4.0 * attended * shape.n_layer * shape.context * shape.d_model
+    forward += 2.0 * shape.d_model * shape.vocab_size if head else 0.0
+    return _PASSES[passes] * forward
 
 
 def training_flops(N: Any, D: Any) -> Any:
@@ -127,66 +165,113 @@ def training_flops(N: Any, D: Any) -> Any:
     return 6.0 * N * D
 
 
-def convert_parameters(count: float, shape: Shape, source: ParameterConvention, target: ParameterConvention) -> float:
-    """A parameter count of this shape, re-expressed in another convention."""
-    return count - parameter_count(shape, source) + parameter_count(shape, target)
+def convert_parameters(N: float, shape: Shape, source: ParameterConvention, target: ParameterConvention) -> float:
+    """N of a model of this shape counted under `source`, as `target` counts it.
 
-
-def parse_compute(value: float | str) -> float:
-    """Compute in FLOPs from a number or a text with a unit: 1e21, "1e21 FLOPs", "3 PF-days".
-
-    Raises ValueError for an unknown unit or a value that is not finite and positive.
+    Adds what the two disagree on, so parameters that `shape` does not know of stay counted. ValueError if nothing is
+    left, which means that N was not counted under `source`.
     """
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([-+0-9.eE]+)\s*([A-Za-z-]*)\s*", value)
+    difference = parameter_count(shape, target) - parameter_count(shape, source)
+    if N + difference <= 0:
+        raise ValueError(
+            f"N={N:g} cannot be a count under {source!r}: {target!r} leaves out {-difference:,} of it for this shape. "
+            "Check the convention of N or the shape."
+        )
+    return N + difference
+
+
+def convert_flops(C: float, D: float, shape: Shape, source: FlopConvention, target: FlopConvention) -> float:
+    """C of a run of this shape on D tokens counted under `source`, as `target` counts it."""
+    return C + D * (flops_per_token(shape, target) - flops_per_token(shape, source))
+
+
+def parse_compute(compute: float | str) -> float:
+    """Compute in FLOPs from a number or a text with a unit: 1e21, "1e21 FLOPs", "3 ZFLOPs", "3 PF-days", "3 pfdays".
+
+    Raises ValueError for an unknown unit, a rate, or a value that is not finite and positive.
+    """
+    if isinstance(compute, str):
+        match = re.fullmatch(r"\s*([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(.*?)\s*", compute, re.IGNORECASE)
         if match is None:
-            raise ValueError(f'compute={value!r} is not a number with a unit; write for example "1e21" or "3 PF-days".')
-        if match[2].lower() not in _UNITS:
-            raise ValueError(f"compute={value!r} has the unknown unit {match[2]!r}; known are FLOPs and PF-days.")
-        try:
-            flops = float(match[1]) * _UNITS[match[2].lower()]
-        except ValueError:
-            raise ValueError(f"compute={value!r}: {match[1]!r} is not a number.") from None
+            raise ValueError(
+                f'compute={compute!r} is not a number with a unit; write for example "1e21" or "3 PF-days".'
+            )
+        flops = float(re.sub("[_,]", "", match[1])) * _flops_per_unit(match[2], compute)
     else:
-        flops = float(value)
+        flops = float(compute)
     if not math.isfinite(flops) or flops <= 0:
-        raise ValueError(f"compute must be finite and positive, got {value!r}.")
+        raise ValueError(f"compute must be finite and positive, got {compute!r}.")
     return flops
 
 
-SMALLEST_N = 12 * 4 * 4  # one layer of width 4
+def _flops_per_unit(unit: str, compute: str) -> float:
+    plain = re.sub(r"[\s*·_-]", "", unit.lower())
+    if not plain:
+        return 1.0
+    if re.fullmatch(r"(pf|pflops?|pflops?/s|petaflops?|petaflops?/s)days?", plain):
+        return PF_DAY
+    if re.fullmatch(r"[kmgtpezy]?flops?(/s|ps)", plain):
+        raise ValueError(f"compute={compute!r}: {unit!r} is a rate; give FLOPs in all, or PF-days.")
+    if match := re.fullmatch(r"([kmgtpezy]?)flops?", plain):
+        return _SI[match[1]]
+    raise ValueError(f"compute={compute!r} has the unknown unit {unit!r}; known are {_UNITS}.")
 
 
-def shape_near(N: float, *, context: int = 1024, vocab_size: int = 50257) -> Shape:
-    """A concrete GPT-2 style shape whose non-embedding N is as near to `N` as hardware-friendly sizes allow.
+def shape_near(N: float, *, convention: ParameterConvention = "non_embedding", **options: Any) -> Shape:
+    """A concrete shape whose count under `convention` is near N, and whose proportions are customary.
 
-    Depth follows width as in published models (aspect ratio d_model / n_layer rising from 16 for tiny models through
-    64 for GPT-2 to 128 for GPT-3 175B); d_model is a multiple of head_dim, and head_dim 128, 64, 32, 16 or less.
-    Raises ValueError if N is smaller than the smallest transformer, one layer of width 4.
+    options: context, vocab_size, mlp, norm, position, tied, bias, qk_norm of `Shape`. Heads are 128 wide from d_model
+    2048 on, 64 from 512 on and narrower below; d_model is a multiple of that, so that large matrices suit tensor
+    cores. d_model / n_layer follows GPT-3's sizes (Brown et al. 2020, table 2.1): 64 at 85 M, 128 from 22 B on; the
+    loss hardly depends on it (Kaplan et al. 2020, figure 5). The count is within 4 % of N from 1e6 on.
+    Raises ValueError if N is less than half of the smallest shape, one layer of width 8.
     """
-    if not N >= SMALLEST_N:
-        raise ValueError(f"N={N:.3g} is smaller than any transformer (at least {SMALLEST_N}); give a larger budget.")
-    aspect = 2.0 ** min(7.0, max(4.0, 4.0 + 0.55 * math.log10(N / 1e5)))
-    ideal_width = (N * aspect / 12) ** (1 / 3)
-    head_dim = next((h for h in (128, 64, 32, 16, 8, 4) if ideal_width >= 4 * h), 4)
-    if ideal_width >= 1024:
-        head_dim = 128
-    best: tuple[float, Shape] | None = None
-    for n_layer in range(1, max(2, math.ceil(3 * ideal_width / aspect)) + 1):
-        width = math.sqrt(N / (12 * n_layer))
-        d_model = max(head_dim, head_dim * round(width / head_dim))
-        shape = Shape(d_model, n_layer, d_model // head_dim, context=context, vocab_size=vocab_size)
-        # A mismatch of 1 % in N weighs as much as an aspect ratio wrong by 10 %.
-        score = abs(math.log(shape.N / N)) + 0.1 * abs(math.log(d_model / n_layer / aspect))
-        if best is None or score < best[0]:
-            best = (score, shape)
-    assert best is not None
-    return best[1]
+    if not (math.isfinite(N) and N > 0):
+        raise ValueError(f"N must be finite and positive, got {N!r}.")
+
+    def build(d_model: int, n_layer: int) -> Shape:
+        d_ff = _nearest_multiple(8 * d_model / 3, 128) if options.get("mlp") == "swiglu" and d_model >= 512 else 0
+        return Shape(d_model, n_layer, d_model // _head_dim(d_model), d_ff, **options)
+
+    best = build(_SMALLEST_WIDTH, 1)
+    if (floor := parameter_count(best, convention)) / 2 > N:
+        raise ValueError(
+            f"N={N:.3g} is smaller than any transformer: one layer of width {best.d_model} has {floor:,} parameters "
+            f"({convention}). Give a larger N or budget."
+        )
+    least, d_model = math.inf, _SMALLEST_WIDTH
+    widest = 2 * (N * _aspect_ratio(N) / 12) ** (1 / 3)  # N = 12 d_model^3 / aspect ratio, and room around it
+    while d_model <= max(widest, _SMALLEST_WIDTH):
+        one, two = (parameter_count(build(d_model, n_layer), convention) for n_layer in (1, 2))
+        depth = 1 + (N - one) / (two - one)  # every count is affine in the depth
+        for n_layer in {max(1, math.floor(depth)), max(1, math.ceil(depth))}:
+            shape = build(d_model, n_layer)
+            # A mismatch of 2 % in N weighs as much as an aspect ratio wrong by 50 %.
+            miss = math.log(parameter_count(shape, convention) / N) / 0.02
+            skew = math.log(d_model / n_layer / _aspect_ratio(N)) / 0.4
+            if (cost := miss * miss + skew * skew) < least:
+                best, least = shape, cost
+        d_model += _head_dim(d_model)
+    return best
 
 
-def _check_convention(argument: str, value: str, known: dict[str, str]) -> None:
+def _head_dim(d_model: int) -> int:
+    """Customary width of a head: 128 in large models, 64 in GPT-2, narrower where d_model leaves no choice."""
+    for width, head_dim in ((2048, 128), (512, 64), (256, 32), (64, 16)):
+        if d_model >= width:
+            return head_dim
+    return 8
+
+
+def _aspect_ratio(N: float) -> float:
+    """Customary d_model / n_layer: 64 at GPT-3 small's 85 M, growing slowly to 128."""
+    return min(128.0, max(12.0, 64 * (N / 8.5e7) ** 0.125))
+
+
+def _nearest_multiple(value: float, step: int) -> int:
+    return max(step, step * round(value / step))
+
+
+def _check_convention(argument: str, value: str, known: Mapping[str, object]) -> None:
     if value not in known:
         raise ValueError(f"{argument}={value!r} is unknown; known are {', '.join(known)}.")
-
-
-assert set(get_args(ParameterConvention)) == set(PARAMETER_CONVENTIONS)

@@ -32,12 +32,12 @@ class FleetTransformer:
         self.flat = torch.empty(len(seeds), n_parameter, device=device)
         self.gradient = torch.zeros_like(self.flat)
         self.parameters: dict[str, Tensor] = {}
+        self._gradients: list[Tensor] = []  # views of `gradient`, in the order of `parameters`
         start = 0
         for name, (size, _, _) in layout.items():
             columns = slice(start, start + math.prod(size))
-            parameter = self.flat[:, columns].view(len(seeds), *size).requires_grad_()
-            parameter.grad = self.gradient[:, columns].view(len(seeds), *size)
-            self.parameters[name] = parameter
+            self.parameters[name] = self.flat[:, columns].view(len(seeds), *size).requires_grad_()
+            self._gradients.append(self.gradient[:, columns].view(len(seeds), *size))
             start = columns.stop
         with torch.no_grad():
             for member, seed in enumerate(seeds):
@@ -54,6 +54,14 @@ class FleetTransformer:
         """Mean next-token cross-entropy of each member, [M] in nats; tokens [M, B, T + 1] int64."""
         targets = tokens[:, :, 1:].reshape(self.n_member, -1)
         return ops.linear_cross_entropy(self.hidden(tokens[:, :, :-1]), self._head(), targets)
+
+    def loss_and_gradient(self, tokens: Tensor) -> Tensor:
+        """The loss of `loss`, detached, [M]; `gradient` then holds each member's gradient of its own loss."""
+        loss = self.loss(tokens)
+        # autograd.grad, not backward: .grad of a strided view costs a zeroing and an accumulation more a step
+        for view, value in zip(self._gradients, torch.autograd.grad(loss.sum(), list(self.parameters.values())), strict=True):
+            view.copy_(value)
+        return loss.detach()
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits [M, B, T, V] of tokens [M, B, T] int64."""
@@ -100,10 +108,13 @@ class FleetTransformer:
 
 
 def _layout(shape: Shape) -> dict[str, tuple[tuple[int, ...], float | None, bool]]:
-    """Name -> (size, standard deviation of the initial weights or None for ones, under weight decay)."""
+    """Name -> (size, standard deviation of the initial weights or None for ones, under weight decay).
+
+    Deviations fall as 1 / sqrt(fan in), so that activations keep their size from the narrowest member of a grid to
+    the widest (muP, Yang et al. 2022, table 8); GPT-2's constant 0.02 is right near d_model 768 only.
+    """
     d, d_ff = shape.d_model, shape.d_ff
-    hidden = shape.init_std if shape.init_std is not None else 0.5 / math.sqrt(d)
-    residual = hidden / math.sqrt(2 * shape.n_layer)  # GPT-2: the residual stream's variance does not grow with depth
+    residual = 1 / math.sqrt(2 * shape.n_layer)  # GPT-2: the residual stream's variance does not grow with depth
     matrices: dict[str, tuple[tuple[int, ...], float | None, bool]] = {}
     vectors: dict[str, tuple[tuple[int, ...], float | None, bool]] = {}
 
@@ -119,15 +130,15 @@ def _layout(shape: Shape) -> dict[str, tuple[tuple[int, ...], float | None, bool
 
     for i in range(shape.n_layer):
         norm(f"{i}.attention_norm")
-        matrix(f"{i}.qkv", d, 3 * d, hidden)
-        matrix(f"{i}.out", d, d, residual)
+        matrix(f"{i}.qkv", d, 3 * d, 0.5 / math.sqrt(d))
+        matrix(f"{i}.out", d, d, 0.5 * residual / math.sqrt(d))
         norm(f"{i}.mlp_norm")
-        matrix(f"{i}.up", d, 2 * d_ff if shape.mlp == "swiglu" else d_ff, hidden)
-        matrix(f"{i}.down", d_ff, d, residual * math.sqrt(d / d_ff) * 2)
+        matrix(f"{i}.up", d, 2 * d_ff if shape.mlp == "swiglu" else d_ff, 0.5 / math.sqrt(d))
+        matrix(f"{i}.down", d_ff, d, residual / math.sqrt(d_ff))
     norm("final_norm")
     if not shape.tied:
         matrices["head"] = ((d, shape.vocab_size), 0.0, True)
-    vectors["token_embedding"] = ((shape.vocab_size, d), 0.02, False)
+    vectors["token_embedding"] = ((shape.vocab_size, d), 0.5 / math.sqrt(d) if shape.tied else 0.5, False)
     if shape.position == "learned":
-        vectors["position_embedding"] = ((shape.context, d), 0.02, False)
+        vectors["position_embedding"] = ((shape.context, d), 0.1, False)
     return {**matrices, **vectors}

@@ -1,0 +1,163 @@
+"""Runs fleets on this machine: one worker process and one thread per core, longest fleet first.
+
+Workers only compute and save their own fleet's checkpoint; everything that must last travels through a pipe to the
+parent, the store's one writer.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyscaling.study.store import Store, StudyError
+from pyscaling.training.loop import CheckpointError, Evaluation, FleetJob
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """A fleet to train, the files of its tokens (memory-mapped by the worker) and its estimated cost in seconds."""
+
+    job: FleetJob
+    train_file: Path
+    evaluations: tuple[tuple[str, Path, int, int], ...]  # name, file of tokens, windows, windows on the curve
+    checkpoint: Path
+    cost: float
+
+
+def evaluation_windows(tokens: np.ndarray, context: int, n_window: int) -> np.ndarray:
+    """n_window windows [n, context + 1] spread evenly over a token array (fewer if it is short)."""
+    last = len(tokens) - context - 1
+    if last < 0:
+        raise ValueError(f"a validation split of {len(tokens)} tokens is shorter than one window of {context + 1}; give more text.")
+    starts = np.unique(np.linspace(0, last, min(n_window, last // context + 1)).astype(np.int64))
+    return tokens[np.add.outer(starts, np.arange(context + 1))]
+
+
+def run_local(
+    items: Sequence[WorkItem],
+    store: Store,
+    *,
+    workers: int,
+    progress: Callable[[str, dict[str, Any]], None] = lambda fleet_id, row: None,
+) -> None:
+    """Trains every item and records what it reports; returns when all are done.
+
+    progress(fleet_id, row) is called with each fleet's "steps" taken. Raises StudyError when a worker dies or a disk
+    is full; what was recorded stays, and another call goes on from the checkpoints.
+    """
+    queue = sorted(items, key=lambda item: -item.cost)
+    context = multiprocessing.get_context("spawn")
+    running: dict[Connection, tuple[Any, WorkItem | None]] = {}
+    failure: str | None = None
+    try:
+        for _ in range(min(workers, len(queue))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            running[ours] = (process, None)
+        while running and failure is None:
+            for pipe in [p for p, (_, item) in running.items() if item is None]:
+                if queue:
+                    item = queue.pop(0)
+                    pipe.send(item)
+                    running[pipe] = (running[pipe][0], item)
+                else:
+                    pipe.send(None)
+                    running.pop(pipe)[0].join()
+            dirty = False
+            for ready in wait(list(running), timeout=1.0):
+                assert isinstance(ready, Connection)
+                process, working_on = running[ready]
+                assert working_on is not None
+                try:
+                    kind, row = ready.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    failure = (
+                        f"the worker of fleet {working_on.job.fleet_id} died (exit code {process.exitcode}; -9 usually means "
+                        "that memory ran out). Finished runs are safe; run the study again to go on."
+                    )
+                    break
+                if kind == "done":
+                    running[ready] = (process, None)
+                elif kind == "error":
+                    failure = row["message"]
+                    break
+                elif kind == "warning":
+                    print(row["message"], file=sys.stderr)
+                elif kind == "progress":
+                    progress(working_on.job.fleet_id, row)
+                else:
+                    store.record(kind, row)
+                    dirty |= kind == "finished"
+            if dirty:
+                store.commit()
+        store.commit()
+    except OSError as error:
+        raise StudyError(f"the study could not go on: {error}. Finished runs are safe; run it again.") from error
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join(5)
+    if failure is not None:
+        raise StudyError(failure)
+
+
+def _worker(pipe: Connection) -> None:
+    """Trains the items that come down the pipe until None does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _die_with_parent()
+    _keep_freed_memory()
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    while (item := pipe.recv()) is not None:
+        try:
+            _train(item, pipe)
+        except BrokenPipeError:
+            os._exit(1)  # the parent is gone; the checkpoint holds all that matters
+        except (CheckpointError, ValueError, OSError) as error:
+            pipe.send(("error", {"message": str(error)}))
+        except Exception:
+            pipe.send(("error", {"message": f"fleet {item.job.fleet_id} failed:\n{traceback.format_exc()}"}))
+
+
+def _train(item: WorkItem, pipe: Connection) -> None:
+    from pyscaling.training.loop import train_fleet
+
+    context = item.job.shape.context
+    evaluations = [
+        Evaluation(name, evaluation_windows(np.load(file, mmap_mode="r"), context, n_window), n_curve)
+        for name, file, n_window, n_curve in item.evaluations
+    ]
+    tokens = np.load(item.train_file, mmap_mode="r")
+    train_fleet(item.job, tokens, evaluations, emit=lambda *message: pipe.send(message), checkpoint=item.checkpoint)
+    pipe.send(("done", {"at": time.time()}))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc not to give a step's buffers back to the kernel, whose page faults cost 7 % of a step at d_model 96."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if sys.platform == "linux" and mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -1,0 +1,159 @@
+"""Cuts a grid into fleets: members of one shape train together, whatever their rate and seed."""
+
+from pathlib import Path
+from typing import Any
+
+from pyscaling.accounting import flops_per_token, parameter_count, training_flops
+from pyscaling.data import load_corpus, tokenize_corpus
+from pyscaling.data.tokens import TokenSet, cache_folder
+from pyscaling.study.executor import WorkItem
+from pyscaling.study.spec import SizeSpec, StudySpec
+from pyscaling.training.loop import FleetJob
+from pyscaling.training.schedules import kaplan_learning_rate
+
+# Seconds a training token costs on one core: measured here, used only to order fleets and to start the ETA.
+_FLOPS_PER_SECOND = 4.5e10
+_SECONDS_PER_TOKEN = 4e-6
+_REFERENCE_WIDTH = 64  # d_model at which [training] learning_rate is stated
+
+
+def plan_fleets(spec: StudySpec, folder: Path) -> tuple[list[WorkItem], list[dict[str, Any]], dict[str, Any]]:
+    """Work items, rows of the runs table, and facts on the corpus, of a spec.
+
+    Tokenizes the corpus if it is not in the cache. Raises ValueError if the corpus is too short for a batch.
+    """
+    corpus = load_corpus(
+        spec.corpus.source, validation_fraction=spec.corpus.validation_fraction, seed=spec.corpus.split_seed
+    )
+    main = tokenize_corpus(corpus, vocab_size=spec.corpus.vocab_size if spec.corpus.tokenizer == "bpe" else None)
+    others = [
+        tokenize_corpus(load_corpus(source, seed=spec.corpus.split_seed), main.tokenizer)
+        for source in spec.corpus.evaluate_on
+    ]
+    vocab_size = main.tokenizer.vocab_size
+    context = spec.model.context
+    evaluations = tuple(
+        (
+            tokens.name,
+            cache_folder() / tokens.key / "validation.npy",
+            max(1, spec.evaluation.tokens // context),
+            max(1, spec.evaluation.curve_tokens // context),
+        )
+        for tokens in (main, *others)
+    )
+    items: list[WorkItem] = []
+    rows: list[dict[str, Any]] = []
+    for size in spec.sizes:
+        for job, factors in _jobs(spec, size, vocab_size):
+            items.append(
+                WorkItem(
+                    job=job,
+                    train_file=cache_folder() / main.key / "train.npy",
+                    evaluations=evaluations,
+                    checkpoint=folder / "checkpoints" / f"{job.fleet_id}.safetensors",
+                    cost=len(job.seeds)
+                    * _estimated_seconds(spec, size, vocab_size, job.total_steps * job.batch_tokens),
+                )
+            )
+            rows += [
+                {
+                    "run_id": job.run_id(member, budget), "trunk_id": job.trunk_ids[member], "fleet_id": job.fleet_id,
+                    "member": member, "learning_rate": job.learning_rates[member], "rate_factor": factors[member],
+                    "seed": job.seeds[member], **_describe_run(spec, size, vocab_size, budget),
+                }
+                for member in range(len(job.seeds))
+                for budget in job.budgets
+            ]  # fmt: skip
+    _check_corpus_length(spec, main)
+    return items, rows, _facts(main, others)
+
+
+def _jobs(spec: StudySpec, size: SizeSpec, vocab_size: int) -> list[tuple[FleetJob, list[float]]]:
+    """The fleets of one size with the rate factor of each member: one, or one per budget if the schedule needs that."""
+    training = spec.training
+    shape = spec.shape(size, vocab_size)
+    peak = _peak_rate(spec, size, shape.N)
+    members = [(factor, seed) for factor in size.rate_factors for seed in range(spec.seed, spec.seed + size.seeds)]
+    factors = [factor for factor, _ in members]
+    budgets = spec.budgets(size)
+    shared = training.schedule in ("wsd", "constant")
+    jobs = []
+    for group in [budgets] if shared else [(budget,) for budget in budgets]:
+        name = f"d{shape.d_model}-l{shape.n_layer}" + ("" if shared else f"-D{group[0]}")
+        job = FleetJob(
+            fleet_id=name,
+            shape=shape,
+            trunk_ids=tuple(f"{name}-r{factor:g}-s{seed}" for factor, seed in members),
+            learning_rates=tuple(peak * factor for factor in factors),
+            seeds=tuple(seed for _, seed in members),
+            budgets=group,
+            batch_tokens=training.batch_tokens,
+            schedule=training.schedule,
+            warmup_steps=training.warmup_steps,
+            decay_fraction=training.decay_fraction,
+            weight_decay=training.weight_decay,
+            beta1=training.beta1,
+            beta2=training.beta2,
+            clip=training.clip,
+            embedding_rate=training.embedding_rate,
+            noise_batches=spec.evaluation.noise_batches,
+            precision=training.precision,
+        )
+        _ = job.segments  # raises if the budgets lie too close
+        jobs.append((job, factors))
+    return jobs
+
+
+def _peak_rate(spec: StudySpec, size: SizeSpec, N: int) -> float:
+    if size.learning_rate is not None:
+        return size.learning_rate
+    if spec.training.learning_rate == "kaplan":
+        return kaplan_learning_rate(N)
+    return spec.training.learning_rate * (size.d_model / _REFERENCE_WIDTH) ** spec.training.learning_rate_exponent
+
+
+def _check_corpus_length(spec: StudySpec, main: TokenSet) -> None:
+    context = spec.model.context
+    needed = spec.training.batch_tokens + context + 1
+    if len(main.train) < needed:
+        raise ValueError(
+            f"corpus {spec.corpus.source!r} holds {len(main.train)} training tokens, shorter than one batch of "
+            f"{spec.training.batch_tokens} (needs {needed}). Give more text, or lower training.batch_tokens or model.context."
+        )
+    if len(main.validation) < context + 1:
+        raise ValueError(
+            f"corpus {spec.corpus.source!r} holds {len(main.validation)} validation tokens, shorter than one window of "
+            f"{context + 1}. Give more text, raise corpus.validation_fraction or lower model.context."
+        )
+
+
+def _facts(main: TokenSet, others: list[TokenSet]) -> dict[str, Any]:
+    return {
+        "corpus": main.name,
+        "train_tokens": len(main.train),
+        "validation_tokens": len(main.validation),
+        "vocab_size": main.tokenizer.vocab_size,
+        "bytes_per_token": main.bytes_per_token,
+        "distributions": ",".join(tokens.name for tokens in (main, *others)),
+    }
+
+
+def _describe_run(spec: StudySpec, size: SizeSpec, vocab_size: int, budget: int) -> dict[str, Any]:
+    """The columns of a run that its spec alone decides: shape, N, D and C by both conventions."""
+    shape = spec.shape(size, vocab_size)
+    return {
+        "N": shape.N,
+        "D": budget,
+        "C": training_flops(shape.N, budget),
+        "N_total": parameter_count(shape, "total"),
+        "C_full": flops_per_token(shape, "full") * budget,
+        "steps": budget // spec.training.batch_tokens,
+        "batch_tokens": spec.training.batch_tokens,
+        **{name: getattr(shape, name) for name in ("d_model", "n_layer", "n_head", "d_ff", "context", "vocab_size")},
+    }
+
+
+def _estimated_seconds(spec: StudySpec, size: SizeSpec, vocab_size: int, tokens: int) -> float:
+    """A rough cost of training on a CPU core, to start the longest fleet first."""
+    flops = flops_per_token(spec.shape(size, vocab_size), "full")
+    return tokens * (flops / _FLOPS_PER_SECOND + _SECONDS_PER_TOKEN)

@@ -1,0 +1,58 @@
+"""What a user sees while a study trains: a bar for the whole and one for each running fleet."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from pyscaling.study.executor import WorkItem
+
+
+class _TokensPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = (task.speed or 0.0) * task.fields.get("tokens_per_unit", 0.0)
+        return Text(f"{rate / 1e3:8.0f}k tok/s" if rate else "", style="dim")
+
+
+class StudyProgress:
+    """Rich bars over a study's fleets; with enabled=False it shows nothing."""
+
+    def __init__(self, items: list[WorkItem], *, enabled: bool) -> None:
+        self._items = {item.job.fleet_id: item for item in items}
+        self._steps: dict[str, int] = {}
+        self._cost = sum(item.cost for item in items)
+        tokens = sum(item.job.total_steps * item.job.batch_tokens * len(item.job.seeds) for item in items)
+        self._bars = Progress(
+            TextColumn("{task.description:>16}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            _TokensPerSecond(),
+            disable=not enabled,
+        )
+        self._all = self._bars.add_task(f"{len(items)} fleets", total=self._cost, tokens_per_unit=tokens / self._cost)
+        self._tasks: dict[str, Any] = {}
+
+    def update(self, fleet_id: str, row: dict[str, Any]) -> None:
+        item = self._items[fleet_id]
+        job = item.job
+        if fleet_id not in self._tasks:
+            self._tasks[fleet_id] = self._bars.add_task(
+                f"{fleet_id} x{len(job.seeds)}",
+                total=job.total_steps,
+                tokens_per_unit=float(job.batch_tokens * len(job.seeds)),
+            )
+        self._bars.update(self._tasks[fleet_id], completed=row["steps"])
+        if row["steps"] >= job.total_steps:
+            self._bars.update(self._tasks[fleet_id], visible=False)
+        self._steps[fleet_id] = row["steps"]
+        done = sum(self._items[f].cost * steps / self._items[f].job.total_steps for f, steps in self._steps.items())
+        self._bars.update(self._all, completed=done)
+
+    def __enter__(self) -> "StudyProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()

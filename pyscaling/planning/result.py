@@ -1,0 +1,214 @@
+"""What a plan holds, and how it prints, plots and exports."""
+
+import html
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyscaling.accounting import PF_DAY, Shape, parameter_count
+from pyscaling.planning.batch import BatchSize
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+@dataclass(frozen=True)
+class Region:
+    """The models whose loss at the plan's compute is within a fraction epsilon of the best one's.
+
+    N and D run against each other: the largest model sees the fewest tokens. open_low, open_high: the search ended
+    before the loss rose by epsilon.
+    """
+
+    epsilon: float
+    N_low: float
+    N_high: float
+    D_low: float
+    D_high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    def __str__(self) -> str:
+        open_end = {
+            (True, True): " (open at both ends)",
+            (True, False): " (open below)",
+            (False, True): " (open above)",
+        }
+        return (
+            f"within {self.epsilon:.2g} of the best loss: N {self.N_low:.3g} to {self.N_high:.3g}, "
+            f"D {self.D_high:.3g} to {self.D_low:.3g}{open_end.get((self.open_low, self.open_high), '')}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train for `compute` FLOPs.
+
+    N: non-embedding parameters, D: tokens, loss: in nats per token, each a Quantity with an interval of `level`
+    (N and D: of the optimum; loss: of the run to be made). batch: tokens per step and where that number comes from.
+    shape: a concrete architecture near N. warnings: what to know before trusting the plan.
+    """
+
+    compute: float
+    N: Quantity
+    D: Quantity
+    loss: Quantity
+    batch: BatchSize
+    shape: Shape
+    level: float
+    law: str
+    extrapolation: float  # compute over the largest compute in the data
+    warnings: tuple[str, ...] = ()
+    _region: Callable[[float], Region] = field(repr=False, compare=False, kw_only=True)
+    _isoflop: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
+        repr=False, compare=False, kw_only=True
+    )
+
+    @property
+    def batch_tokens(self) -> int:
+        return round(self.batch.tokens)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps, D / batch_tokens rounded up."""
+        return int(np.ceil(self.D.value / self.batch.tokens))
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.D.value / self.N.value
+
+    def region(self, epsilon: float = 0.01) -> Region:
+        """Range of N, and of D against it, whose loss is within a fraction `epsilon` of the best at this compute."""
+        return self._region(epsilon)
+
+    def to_dict(self) -> dict[str, Any]:
+        region = self.region(0.01)
+        return {
+            "compute": self.compute,
+            "law": self.law,
+            "level": self.level,
+            "N": asdict(self.N),
+            "D": asdict(self.D),
+            "loss": asdict(self.loss),
+            "tokens_per_parameter": self.tokens_per_parameter,
+            "batch_tokens": self.batch_tokens,
+            "batch_source": self.batch.source,
+            "steps": self.steps,
+            "shape": {**self.shape.to_dict(), "N": self.shape.N, "N_total": parameter_count(self.shape, "total")},
+            "region": asdict(region),
+            "extrapolation": self.extrapolation,
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The plan as JSON, also written to `path` if given."""
+        text = json.dumps(self.to_dict(), indent=1)
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row per quantity: value, low, high (the same where nothing is estimated)."""
+        import pandas as pd
+
+        rows = {"N": self.N, "D": self.D, "loss": self.loss}
+        fixed = {
+            "compute": self.compute,
+            "batch_tokens": self.batch_tokens,
+            "steps": self.steps,
+            "N_shape": self.shape.N,
+        }
+        table = {name: tuple(quantity) for name, quantity in rows.items()}
+        table |= {name: (value, value, value) for name, value in fixed.items()}
+        return pd.DataFrame.from_dict(table, orient="index", columns=["value", "low", "high"])
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """The plan as printed: (name, value, interval, note)."""
+        shape, region, batch = self.shape, self.region(0.01), self.batch
+        ratio, near = f"{self.tokens_per_parameter:.3g}", f"{_count(region.N_low)} to {_count(region.N_high)}"
+        heads = f"{shape.n_head} heads of {shape.head_dim}"
+        return [
+            ("compute C", f"{self.compute:.4g} FLOPs", "", f"{self.compute / PF_DAY:.3g} PF-days; C = 6ND"),
+            ("model N", _count(self.N.value), _interval(self.N, _count), "non-embedding parameters"),
+            ("data D", _count(self.D.value), _interval(self.D, _count), f"tokens, {ratio} per parameter"),
+            ("loss L", f"{self.loss.value:.4f}", _interval(self.loss, "{:.4f}".format), "nats per token, of a run"),
+            ("batch B", _count(batch.tokens), "", f"tokens; {batch.source}"),
+            ("steps S", f"{self.steps:,}", "", "D / B"),
+            ("shape", f"{shape.n_layer} x {shape.d_model}", "", f"n_layer x d_model, {heads}; N = {_count(shape.N)}"),
+            ("region", near, "", "N whose loss is within 1 % of the best"),
+        ]
+
+    def __str__(self) -> str:
+        title = f"plan by {self.law}, {self.level:.0%} intervals"
+        if self.extrapolation > 1:
+            title += f", {self.extrapolation:.3g} x the data's largest compute"
+        rows = self.rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+        ]
+        return "\n".join([title, *lines, *(f"! {warning}" for warning in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows())
+        notes = "".join(f"<p>&#9888; {html.escape(warning)}</p>" for warning in self.warnings)
+        caption = f"Plan by {html.escape(self.law)}, {self.level:.0%} intervals"
+        return f"<table><caption>{caption}</caption>{cells}</table>{notes}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Loss against N at the plan's compute, with band, optimum and the region within 1 %; a matplotlib Axes."""
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            ax = plt.figure(figsize=(6.4, 4.2), dpi=150, layout="constrained").add_subplot()
+        region = self.region(0.01)
+        half = max(
+            np.log(region.N_high / self.N.value), np.log(self.N.value / region.N_low), np.log(self.N.high / self.N.low)
+        )
+        N = self.N.value * np.exp(np.linspace(-1.6, 1.6, 161) * max(half, 0.7))
+        value, low, high = self._isoflop(N)
+        ax.fill_between(N, low, high, color="0.85", lw=0, label=f"{self.level:.0%} band of the curve")
+        ax.plot(N, value, color="C0", lw=1.8, label=f"L(N, C/6N), C = {self.compute:.3g} FLOPs")
+        ax.axvspan(region.N_low, region.N_high, facecolor="none", edgecolor="0.55", hatch="//", lw=0.5, alpha=0.5,
+                   label="loss within 1 % of the best")  # fmt: skip
+        best = float(self._isoflop(np.array([self.N.value]))[0][0])
+        error = [[self.N.value - self.N.low], [self.N.high - self.N.value]]
+        ax.errorbar(self.N.value, best, xerr=error, fmt="ok", capsize=3, ms=5, zorder=5,
+                    label=f"best N = {_count(self.N.value)}")  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_xlim(N[0], N[-1])
+        ax.set_xlabel("N, non-embedding parameters")
+        ax.set_ylabel("L, nats per token")
+        ax.legend(fontsize=8, frameon=False)
+        return ax
+
+
+def _count(value: float) -> str:
+    """A count as people say it: 1.23 M, 70 B."""
+    for size, suffix in ((1e15, None), (1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= 0.9995 * size:
+            return f"{value:.3g}" if suffix is None else f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def _interval(quantity: Quantity, write: Callable[[float], str]) -> str:
+    return f"[{write(quantity.low)}, {write(quantity.high)}]"

@@ -1,0 +1,241 @@
+"""Plans against closed forms (to 1e-10), mpmath, and brute force over a fine grid; and what a plan says of itself."""
+
+import json
+import types
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+
+from pyscaling.planning import plan
+from pyscaling.planning.frontier import best_N, chinchilla_optimum
+
+CHINCHILLA = {"E": 1.8172, "A": 477.8, "B": 2143.4, "alpha": 0.3473, "beta": 0.3672}
+KAPLAN = {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103}
+
+
+def chinchilla(p: Any, N: Any, D: Any) -> Any:
+    return p["E"] + p["A"] / N ** p["alpha"] + p["B"] / D ** p["beta"]
+
+
+def kaplan(p: Any, N: Any, D: Any) -> Any:
+    return ((p["N_c"] / N) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / D) ** p["alpha_D"]
+
+
+class KnownFit:
+    """Stands for a fit: a law whose parameters, and their spread, are known exactly."""
+
+    def __init__(
+        self,
+        law: str,
+        function: Callable[..., Any],
+        params: dict[str, float],
+        *,
+        spread: float = 0.02,
+        variables: tuple[str, ...] = ("N", "D"),
+        trusted: bool = True,
+    ) -> None:
+        self.law = types.SimpleNamespace(name=law, variables=variables)
+        self.params, self.function = params, function
+        self.evidence = types.SimpleNamespace(trusted=trusted)
+        N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 6), np.geomspace(1e9, 1e12, 6)))
+        self.runs = types.SimpleNamespace(columns=["N", "D", "C"], __getitem__=None)
+        self.runs = _Table({"N": N, "D": D, "C": 6 * N * D})
+        self.spread = spread
+
+    def evaluate(self, params: Any = None, **variables: Any) -> Any:
+        return self.function(params or self.params, **variables)
+
+    def bootstrap(self, n: int, *, seed: int = 0) -> Any:
+        noise = np.random.default_rng(seed).normal(size=(n, len(self.params))) * self.spread
+        samples = np.array(list(self.params.values())) * np.exp(noise)
+        return types.SimpleNamespace(names=list(self.params), samples=samples)
+
+    def predict(self, *, N: float, D: float, level: float, kind: str) -> Any:
+        assert kind == "run"
+        value = self.evaluate(N=N, D=D)
+        return types.SimpleNamespace(value=value, low=0.97 * value, high=1.03 * value)
+
+
+class _Table(dict):
+    @property
+    def columns(self) -> list[str]:
+        return list(self)
+
+
+@pytest.mark.parametrize("compute", [1e17, 1e21, 5.76e23])
+def test_chinchilla_optimum_by_hand(compute: float) -> None:
+    """Where alpha A / N^alpha = beta B / D^beta, with N D = C/6: solved by mpmath in 30 digits."""
+    p = {name: mpmath.mpf(value) for name, value in CHINCHILLA.items()}
+    with mpmath.workdps(30):
+
+        def balance(x: Any) -> Any:
+            return p["alpha"] * p["A"] * mpmath.exp(-p["alpha"] * x) - p["beta"] * p["B"] * (
+                compute / 6 * mpmath.exp(-x)
+            ) ** (-p["beta"])
+
+        N = float(mpmath.exp(mpmath.findroot(balance, (5, 40), solver="anderson", tol=1e-40)))
+    result = plan(KnownFit("chinchilla", chinchilla, CHINCHILLA), compute, bootstrap=200)
+    assert result.N.value == pytest.approx(N, rel=1e-10)
+    assert result.D.value == pytest.approx(compute / 6 / N, rel=1e-10)
+    assert result.loss.value == pytest.approx(chinchilla(CHINCHILLA, N, compute / 6 / N), rel=1e-12)
+
+
+def test_tied_exponents() -> None:
+    """With alpha = beta the optimum is N = sqrt(C/6) (A/B)^(1/(2 alpha))."""
+    tied = CHINCHILLA | {"beta": CHINCHILLA["alpha"]}
+    result = plan(KnownFit("chinchilla", chinchilla, tied), 1e21, bootstrap=50)
+    expected = np.sqrt(1e21 / 6) * (tied["A"] / tied["B"]) ** (0.5 / tied["alpha"])
+    assert result.N.value == pytest.approx(expected, rel=1e-10)
+
+
+def test_numerical_optimum_agrees_with_closed_form() -> None:
+    """The same law under another name is minimised numerically, for many samples at once."""
+    samples = {
+        name: value * np.exp(0.2 * np.random.default_rng(1).normal(size=500)) for name, value in CHINCHILLA.items()
+    }
+    anonymous = KnownFit("mine", chinchilla, CHINCHILLA)
+    for compute in (1e18, 1e24):
+        closed = chinchilla_optimum(samples, compute)
+        inside = (closed > 1e3) & (closed < compute / 1e4)
+        assert inside.mean() > 0.95
+        numerical = best_N(anonymous, samples, compute, 768.0, compute / 6e3)
+        np.testing.assert_allclose(numerical[inside], closed[inside], rtol=1e-9)
+        one = best_N(anonymous, {k: np.array([v]) for k, v in CHINCHILLA.items()}, compute, 1e-6, compute)
+        assert one[0] == pytest.approx(chinchilla_optimum(CHINCHILLA, compute), rel=1e-10)
+
+
+def test_kaplan_optimum() -> None:
+    """dL/dN = 0 gives a (N_c/N)^a = D_c/D with a = alpha_N/alpha_D: a power law, N^(1 + a) ~ C."""
+    a = KAPLAN["alpha_N"] / KAPLAN["alpha_D"]
+    compute = 1e22
+    expected = (a * KAPLAN["N_c"] ** a * compute / 6 / KAPLAN["D_c"]) ** (1 / (1 + a))
+    result = plan(KnownFit("kaplan_ND", kaplan, KAPLAN), compute, bootstrap=50)
+    assert result.N.value == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("law", [("chinchilla", chinchilla, CHINCHILLA), ("kaplan_ND", kaplan, KAPLAN)])
+def test_no_point_of_a_fine_grid_is_better(law: tuple[str, Any, dict[str, float]]) -> None:
+    fit = KnownFit(*law)
+    for compute in (1e18, 1e21, 1e25):
+        N = np.geomspace(768, compute / 6e3, 200_001)
+        least = fit.evaluate(N=N, D=compute / 6 / N).min()
+        result = plan(fit, compute, bootstrap=20)
+        assert result.loss.value <= least * (1 + 1e-13)
+
+
+def test_intervals_are_quantiles_of_the_samples_optima() -> None:
+    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    result = plan(fit, 1e22, level=0.8, bootstrap=1000, seed=3)
+    boot = fit.bootstrap(1000, seed=3)
+    optima = chinchilla_optimum(dict(zip(boot.names, boot.samples.T, strict=True)), 1e22)
+    assert (result.N.low, result.N.high) == pytest.approx(tuple(np.quantile(optima, [0.1, 0.9])))
+    assert result.D.low == pytest.approx(1e22 / 6 / result.N.high)
+    again = plan(fit, 1e22, level=0.8, bootstrap=boot)
+    assert again.N == result.N
+
+
+def test_region_ends_where_the_loss_has_risen_by_epsilon() -> None:
+    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    result = plan(fit, 1e22, bootstrap=20)
+    best = fit.evaluate(N=result.N.value, D=result.D.value)
+    region = result.region(0.01)
+    for N, D in ((region.N_low, region.D_high), (region.N_high, region.D_low)):
+        assert fit.evaluate(N=N, D=D) == pytest.approx(1.01 * best, rel=1e-10)
+        assert pytest.approx(1e22) == 6 * N * D
+    assert region.N_low < result.N.value < region.N_high
+    assert not (region.open_low or region.open_high)
+    assert result.region(1e-3).N_high < region.N_high
+    wide = result.region(1e3)
+    assert wide.open_low
+    assert wide.open_high
+
+
+def test_units_steps_and_shape() -> None:
+    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    result = plan(
+        fit, "10 PF-days", bootstrap=20, batch_tokens=2**19, architecture={"context": 2048, "vocab_size": 32000}
+    )
+    assert result.compute == pytest.approx(8.64e20)
+    assert result.batch_tokens == 2**19
+    assert result.steps == int(np.ceil(result.D.value / 2**19))
+    assert pytest.approx(result.N.value, rel=0.04) == result.shape.N
+    assert (result.shape.context, result.shape.vocab_size) == (2048, 32000)
+
+
+def test_batch_says_where_it_comes_from() -> None:
+    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    kaplan_batch = plan(fit, 1e22, bootstrap=20)
+    expected = 2.1e8 / kaplan_batch.loss.value ** (1 / 0.21)  # Kaplan et al. 2020, eq. 1.4
+    assert kaplan_batch.batch_tokens == pytest.approx(expected, abs=512)
+    assert "Kaplan" in kaplan_batch.batch.source
+    measured = plan(fit, 1e22, bootstrap=20, noise_scale=3e5)
+    assert measured.batch_tokens == pytest.approx(3e5, abs=512)
+    assert "measured noise scale" in measured.batch.source
+    loss = np.linspace(3, 6, 40)
+    trend = plan(fit, 1e19, bootstrap=20, noise_scale={"loss": loss, "noise_scale": 2e7 * loss**-5.0})
+    assert trend.batch_tokens == pytest.approx(2e7 * trend.loss.value**-5.0, abs=512)
+
+
+def test_warnings_name_what_is_doubtful() -> None:
+    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)  # largest compute 6e22
+    assert plan(fit, 1e21, bootstrap=20).warnings == ()
+    assert any("more than 10 x" in warning for warning in plan(fit, 1e24, bootstrap=20).warnings)
+    far = plan(fit, 1e26, bootstrap=20)
+    assert any("more than 100 x" in warning for warning in far.warnings)
+    assert far.extrapolation == pytest.approx(1e26 / 6e22)
+    assert "more than 100 x" in str(far)
+    doubtful = KnownFit("chinchilla", chinchilla, CHINCHILLA, trusted=False)
+    assert any("not to be trusted" in warning for warning in plan(doubtful, 1e21, bootstrap=20).warnings)
+
+
+def test_prints_and_exports(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    result = plan(KnownFit("chinchilla", chinchilla, CHINCHILLA), 1e22, bootstrap=100)
+    text = str(result)
+    for word in ("compute C", "model N", "data D", "loss L", "batch B", "steps S", "shape", "region", "90%"):
+        assert word in text
+    table = json.loads(result.to_json(tmp_path / "plan.json"))
+    assert json.loads((tmp_path / "plan.json").read_text()) == table
+    assert table["N"]["low"] < table["N"]["value"] < table["N"]["high"]
+    assert table["shape"]["d_model"] % table["shape"]["n_head"] == 0
+    frame = result.to_frame()
+    assert frame.loc["N", "value"] == result.N.value
+    assert list(frame.columns) == ["value", "low", "high"]
+    assert "<table>" in result._repr_html_()
+    ax = result.plot()
+    assert "N" in ax.get_xlabel()
+    ax.figure.savefig(tmp_path / "plan.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"compute": 1e5}, r"compute=1e\+05 FLOPs is too small for any model"),
+        ({"compute": "1e3 FLOPs"}, "too small for any model"),
+        ({"compute": "3 parsecs"}, "unknown unit 'parsecs'"),
+        ({"compute": -1.0}, "finite and positive"),
+        ({"compute": 1e21, "level": 1.5}, "level must lie between 0 and 1, got 1.5"),
+        ({"compute": 1e21, "batch_tokens": -4}, "batch_tokens must be finite and positive, got -4"),
+        ({"compute": 1e21, "batch_tokens": 1e30}, "batch_tokens=1e\\+30 is more than the run's D"),
+        ({"compute": 1e21, "noise_scale": float("nan")}, "noise_scale must be finite and positive"),
+        ({"compute": 1e21, "noise_scale": {"loss": [1.0]}}, "noise_scale needs the column 'noise_scale'"),
+        ({"compute": 1e21, "architecture": {"norm": "batch"}}, "norm must be one of"),
+    ],
+)
+def test_bad_input_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(KnownFit("chinchilla", chinchilla, CHINCHILLA), bootstrap=20, **arguments)
+
+
+def test_law_must_have_N_and_D() -> None:
+    for variables, lacking in ((("N",), "no D"), (("D",), "no N"), (("N", "S"), "no D"), (("C",), "no N and no D")):
+        with pytest.raises(ValueError, match=f"law='other' has {lacking}"):
+            plan(KnownFit("other", chinchilla, CHINCHILLA, variables=variables), 1e21)
+    with pytest.raises(ValueError, match="also depends on U"):
+        plan(KnownFit("other", chinchilla, CHINCHILLA, variables=("N", "D", "U")), 1e21)
+    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    with pytest.raises(ValueError, match="epsilon must be finite and positive, got 0"):
+        plan(fit, 1e21, bootstrap=20).region(0)

@@ -1,0 +1,221 @@
+// pyscaling._core: tapes and batches of fits, as numpy arrays in and out.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+#include "batch.hpp"
+
+namespace py = pybind11;
+using namespace pyscaling;
+
+namespace {
+
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+using Ints = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+using Codes = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+
+std::vector<Instruction> instructions(const Codes& code, int n_slot) {
+    if (code.ndim() != 2 || code.shape(1) != 4) throw std::invalid_argument("code must have shape [n, 4]");
+    std::vector<Instruction> out;
+    for (py::ssize_t i = 0; i < code.shape(0); ++i) {
+        const auto* row = code.data(i, 0);
+        if (row[0] < 0 || row[0] > static_cast<int>(Op::copy)) throw std::invalid_argument("unknown instruction");
+        for (int k = 1; k < 4; ++k)
+            if (row[k] < 0 || row[k] >= n_slot) throw std::invalid_argument("slot out of range");
+        out.push_back({static_cast<Op>(row[0]), row[1], row[2], row[3]});
+    }
+    return out;
+}
+
+Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n_register, const Codes& scalar_code,
+               const Codes& vector_code, std::array<int, 3> level_end, int value, std::vector<std::int32_t> gradient,
+               std::vector<std::int32_t> hessian) {
+    Tape tape;
+    tape.n_parameter = n_parameter;
+    tape.n_scalar = static_cast<int>(scalars.size());
+    tape.n_column = n_column;
+    tape.n_register = n_register;
+    tape.scalars = std::move(scalars);
+    const int n_slot = tape.n_scalar + n_column + n_register;
+    tape.scalar_code = instructions(scalar_code, tape.n_scalar);
+    tape.vector_code = instructions(vector_code, n_slot);
+    const int base = tape.n_scalar + n_column;
+    for (const Instruction& i : tape.vector_code) {
+        const bool both_scalar = i.a < tape.n_scalar && i.b < tape.n_scalar && i.op != Op::copy;
+        const bool scalar_first = i.a < tape.n_scalar && i.op != Op::copy && i.op != Op::sub;
+        if (i.out < base || both_scalar || scalar_first) throw std::invalid_argument("malformed vector instruction");
+    }
+    for (int k = 0; k < 3; ++k) {
+        if (level_end[k] < (k ? level_end[k - 1] : 0) || level_end[k] > static_cast<int>(tape.vector_code.size()))
+            throw std::invalid_argument("malformed levels");
+        tape.level_end[k] = level_end[k];
+    }
+    tape.value = value;
+    tape.gradient = std::move(gradient);
+    tape.hessian = std::move(hessian);
+    auto check = [&](std::int32_t s) {
+        if (s < tape.n_scalar || s >= n_slot) throw std::invalid_argument("output slot out of range");
+    };
+    check(tape.value);
+    for (auto s : tape.gradient) check(s);
+    for (auto s : tape.hessian) check(s);
+    if (static_cast<int>(tape.gradient.size()) != n_parameter ||
+        static_cast<int>(tape.hessian.size()) != n_parameter * (n_parameter + 1) / 2)
+        throw std::invalid_argument("one gradient slot per parameter and one Hessian slot per pair are needed");
+    return tape;
+}
+
+Points make_points(const Tape& tape, const Doubles& columns) {
+    if (columns.ndim() != 2 || columns.shape(0) != tape.n_column) throw std::invalid_argument("columns must be [n_column, n]");
+    Points points;
+    points.n = static_cast<int>(columns.shape(1));
+    for (int k = 0; k < tape.n_column; ++k) points.columns.push_back(columns.data(k, 0));
+    return points;
+}
+
+void require(bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+// Runs `work` on a thread of its own with the GIL released, and lets Ctrl-C stop it within 50 ms.
+template <class Work>
+void interruptible(std::atomic<bool>& stop, Work work) {
+    std::mutex mutex;
+    std::condition_variable ready;
+    bool finished = false;
+    bool interrupted = false;
+    {
+        py::gil_scoped_release release;
+        std::thread runner([&] {
+            work();
+            std::lock_guard<std::mutex> lock(mutex);
+            finished = true;
+            ready.notify_one();
+        });
+        std::unique_lock<std::mutex> lock(mutex);
+        while (!ready.wait_for(lock, std::chrono::milliseconds(50), [&] { return finished; })) {
+            lock.unlock();
+            {
+                py::gil_scoped_acquire acquire;
+                if (PyErr_CheckSignals() != 0) interrupted = true;
+            }
+            if (interrupted) stop = true;
+            lock.lock();
+            if (interrupted) {
+                ready.wait(lock, [&] { return finished; });
+                break;
+            }
+        }
+        lock.unlock();
+        runner.join();
+    }
+    if (interrupted) throw py::error_already_set();
+}
+
+py::dict fit_batch(const Tape& tape, const Doubles& columns, const Doubles& y, const Doubles& weights, const Doubles& starts,
+                   const Doubles& lower, const Doubles& upper, double delta, double spread, int n_resample,
+                   const py::object& cluster, std::uint64_t seed, int threads) {
+    Batch batch;
+    batch.tape = &tape;
+    batch.points = make_points(tape, columns);
+    const py::ssize_t n = batch.points.n, P = tape.n_parameter;
+    batch.own_response = y.ndim() == 2;
+    require(batch.own_response ? y.shape(0) == n_resample && y.shape(1) == n : y.ndim() == 1 && y.shape(0) == n,
+            "y must be [n] or [n_resample, n]");
+    require(weights.ndim() == 1 && weights.shape(0) == n, "weights must be [n]");
+    require(starts.ndim() == 2 && starts.shape(1) == P && starts.shape(0) > 0, "starts must be [n_start, n_parameter]");
+    require(lower.size() == P && upper.size() == P, "bounds must be [n_parameter]");
+    require(delta > 0 && spread > 0, "delta and spread must be positive");
+    batch.y = y.data();
+    batch.weights = weights.data();
+    Ints clusters;
+    batch.cluster = nullptr;
+    if (!cluster.is_none()) {
+        clusters = cluster.cast<Ints>();
+        require(clusters.ndim() == 1 && clusters.shape(0) == n, "cluster must be [n]");
+        for (py::ssize_t i = 0; i < n; ++i) {
+            require(clusters.at(i) >= 0 && clusters.at(i) < n, "cluster numbers must lie in [0, n)");
+            batch.n_cluster = std::max(batch.n_cluster, static_cast<int>(clusters.at(i)) + 1);
+        }
+        batch.cluster = clusters.data();
+    }
+    batch.starts = starts.data();
+    batch.n_start = static_cast<int>(starts.shape(0));
+    batch.n_resample = n_resample;
+    batch.seed = seed;
+    batch.lower = lower.data();
+    batch.upper = upper.data();
+    batch.delta = delta;
+    batch.spread = spread;
+    batch.threads = std::max(1, threads);
+
+    const py::ssize_t rows = n_resample > 0 ? n_resample : starts.shape(0);
+    py::array_t<double> theta({rows, P}), value(rows), gradient(rows);
+    py::array_t<std::int32_t> iterations(rows), status(rows);
+    const Results results{theta.mutable_data(), value.mutable_data(), gradient.mutable_data(), iterations.mutable_data(),
+                          status.mutable_data()};
+    std::atomic<bool> stop{false};
+    std::atomic<int> done{0};
+    interruptible(stop, [&] { run_batch(batch, results, stop, done); });
+    py::dict out;
+    out["theta"] = theta;
+    out["value"] = value;
+    out["gradient"] = gradient;
+    out["iterations"] = iterations;
+    out["status"] = status;
+    return out;
+}
+
+py::tuple evaluate_once(const Tape& tape, const Doubles& columns, const Doubles& y, const Doubles& weights, const Doubles& theta,
+                        double delta, int level, int repeat) {
+    const Points points = make_points(tape, columns);
+    require(y.size() == points.n && weights.size() == points.n && theta.size() == tape.n_parameter, "sizes do not match");
+    require(level >= 0 && level <= 2, "level must be 0, 1 or 2");
+    Workspace ws(tape);
+    Evaluation out(tape.n_parameter);
+    for (int i = 0; i < repeat; ++i) evaluate(tape, points, y.data(), weights.data(), theta.data(), delta, level, ws, out);
+    return py::make_tuple(out.value, py::array_t<double>(out.gradient.size(), out.gradient.data()),
+                          py::array_t<double>(out.curvature.size(), out.curvature.data()));
+}
+
+py::tuple jacobian(const Tape& tape, const Doubles& columns, const Doubles& theta) {
+    const Points points = make_points(tape, columns);
+    require(theta.size() == tape.n_parameter, "theta must be [n_parameter]");
+    Workspace ws(tape);
+    set_parameters(tape, theta.data(), ws);
+    py::array_t<double> value(points.n), rows({static_cast<py::ssize_t>(tape.n_parameter), static_cast<py::ssize_t>(points.n)});
+    for (int first = 0; first < points.n; first += kBlock) {
+        const int n = std::min(kBlock, points.n - first);
+        run_block(tape, points, first, n, 1, ws);
+        std::copy_n(slot(tape, points, first, ws, tape.value), n, value.mutable_data(first));
+        for (int j = 0; j < tape.n_parameter; ++j)
+            std::copy_n(slot(tape, points, first, ws, tape.gradient[j]), n, rows.mutable_data(j, first));
+    }
+    return py::make_tuple(value, rows);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Batched fitting of scaling laws; the Python side is pyscaling.fitting.";
+    py::class_<Tape>(m, "Tape")
+        .def(py::init(&make_tape), py::arg("n_parameter"), py::arg("scalars"), py::arg("n_column"), py::arg("n_register"),
+             py::arg("scalar_code"), py::arg("vector_code"), py::arg("level_end"), py::arg("value"), py::arg("gradient"),
+             py::arg("hessian"))
+        .def_readonly("n_parameter", &Tape::n_parameter)
+        .def_readonly("n_register", &Tape::n_register);
+    m.def("fit_batch", &fit_batch, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("starts"),
+          py::arg("lower"), py::arg("upper"), py::arg("delta"), py::arg("spread"), py::arg("n_resample") = 0,
+          py::arg("cluster") = py::none(), py::arg("seed") = 0, py::arg("threads") = 1);
+    m.def("evaluate", &evaluate_once, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("theta"),
+          py::arg("delta"), py::arg("level") = 1, py::arg("repeat") = 1);
+    m.def("jacobian", &jacobian, py::arg("tape"), py::arg("columns"), py::arg("theta"));
+}

@@ -1,0 +1,239 @@
+"""Expressions as a graph of shared nodes: parsing, exact derivatives, and the identities that make laws cheap.
+
+Nodes are hash-consed, so that a common subexpression is one node. Positive parameters enter as exp(theta); powers and
+products of exponentials fold into one exponential of a linear form, e.g. A / N**alpha = exp(a - alpha log N).
+"""
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["const", "data", "scalar", "vector"]  # scalar: of parameters alone; vector: of data and parameters
+
+
+@dataclass(frozen=True)
+class Node:
+    """op is "const", "column", "parameter", "add", "sub", "mul", "exp", "log" or "recip"; compared by identity of `key`."""
+
+    key: int
+    op: str
+    args: tuple["Node", ...]
+    value: float | str | int
+    kind: Kind
+    positive: bool
+
+    def __hash__(self) -> int:
+        return self.key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self.key == other.key
+
+
+class Graph:
+    """Builds nodes. parameters: name -> whether it is positive (and so enters as exp of its theta)."""
+
+    def __init__(self, parameters: Mapping[str, bool], variables: tuple[str, ...]) -> None:
+        self._nodes: dict[tuple[object, ...], Node] = {}
+        self._derivatives: dict[tuple[int, int], Node] = {}
+        self.variables = variables
+        self.theta = [self._make("parameter", (), j, "scalar", False) for j in range(len(parameters))]
+        self._names = {
+            name: self.exp(theta) if positive else theta
+            for (name, positive), theta in zip(parameters.items(), self.theta, strict=True)
+        }
+
+    def _make(self, op: str, args: tuple[Node, ...], value: float | str | int, kind: Kind, positive: bool) -> Node:
+        key = (op, tuple(arg.key for arg in args), value)
+        if key not in self._nodes:
+            self._nodes[key] = Node(len(self._nodes), op, args, value, kind, positive)
+        return self._nodes[key]
+
+    def _combine(self, op: str, args: tuple[Node, ...], positive: bool) -> Node:
+        kinds = {arg.kind for arg in args} - {"const"}
+        kind: Kind = "vector" if len(kinds) > 1 or "vector" in kinds else kinds.pop()
+        return self._make(op, args, "", kind, positive)
+
+    def const(self, value: float) -> Node:
+        return self._make("const", (), float(value), "const", value > 0)
+
+    def column(self, name: str) -> Node:
+        return self._make("column", (), name, "data", True)
+
+    def add(self, a: Node, b: Node) -> Node:
+        if a.op == "const" and b.op == "const":
+            return self.const(_number(a) + _number(b))
+        if _is(a, 0):
+            return b
+        if _is(b, 0):
+            return a
+        if b.op == "mul" and _is(b.args[0], -1):
+            return self.sub(a, b.args[1])
+        if a.op == "mul" and _is(a.args[0], -1):
+            return self.sub(b, a.args[1])
+        a, b = sorted((a, b), key=lambda node: node.key)
+        return self._combine("add", (a, b), a.positive and b.positive)
+
+    def sub(self, a: Node, b: Node) -> Node:
+        if a.op == "const" and b.op == "const":
+            return self.const(_number(a) - _number(b))
+        if _is(b, 0):
+            return a
+        if a == b:
+            return self.const(0)
+        if _is(a, 0):
+            return self.mul(self.const(-1), b)
+        return self._combine("sub", (a, b), False)
+
+    def mul(self, a: Node, b: Node) -> Node:
+        if a.op == "const" and b.op == "const":
+            return self.const(_number(a) * _number(b))
+        if b.op == "const":
+            a, b = b, a
+        if _is(a, 0):
+            return a
+        if _is(a, 1):
+            return b
+        if a.op == "const" and b.op == "mul" and b.args[0].op == "const":
+            return self.mul(self.const(_number(a) * _number(b.args[0])), b.args[1])
+        if a.op == "exp" and b.op == "exp":
+            return self.exp(self.add(a.args[0], b.args[0]))
+        if a.op != "const":
+            # A constant or a scalar factor moves outwards, to meet others of its kind.
+            if b.op == "mul" and b.args[0].op == "const":
+                return self.mul(b.args[0], self.mul(a, b.args[1]))
+            if a.op == "mul" and a.args[0].op == "const":
+                return self.mul(a.args[0], self.mul(a.args[1], b))
+            a, b = sorted((a, b), key=lambda node: node.key)
+        return self._combine("mul", (a, b), a.positive and b.positive)
+
+    def recip(self, a: Node) -> Node:
+        if a.op == "const":
+            if _number(a) == 0:
+                raise ValueError("the law divides by zero.")
+            return self.const(1 / _number(a))
+        if a.op == "exp":
+            return self.exp(self.mul(self.const(-1), a.args[0]))
+        if a.op == "recip":
+            return a.args[0]
+        return self._combine("recip", (a,), a.positive)
+
+    def div(self, a: Node, b: Node) -> Node:
+        return self.const(1) if a == b else self.mul(a, self.recip(b))
+
+    def exp(self, a: Node) -> Node:
+        if a.op == "const":
+            return self.const(math.exp(_number(a)))
+        return a.args[0] if a.op == "log" else self._combine("exp", (a,), True)
+
+    def log(self, a: Node) -> Node:
+        if a.op == "const":
+            if _number(a) <= 0:
+                raise ValueError(f"the law takes the logarithm of {_number(a):g}.")
+            return self.const(math.log(_number(a)))
+        if a.op == "exp":
+            return a.args[0]
+        if a.op == "mul" and all(arg.positive for arg in a.args):
+            return self.add(self.log(a.args[0]), self.log(a.args[1]))
+        if a.op == "recip":
+            return self.mul(self.const(-1), self.log(a.args[0]))
+        return self._combine("log", (a,), False)
+
+    def pow(self, a: Node, b: Node) -> Node:
+        if b.op == "const":
+            exponent = _number(b)
+            if exponent == 0:
+                return self.const(1)
+            if exponent == int(exponent) and abs(exponent) <= 4:
+                power = a
+                for _ in range(abs(int(exponent)) - 1):
+                    power = self.mul(power, a)
+                return power if exponent > 0 else self.recip(power)
+        return self.exp(self.mul(b, self.log(a)))
+
+    def parse(self, text: str) -> Node:
+        """The node of an expression in Python's notation. Raises ValueError for anything but arithmetic, exp, log, sqrt."""
+        return self._build(parse_expression(text).body)
+
+    def _build(self, tree: ast.expr) -> Node:
+        if isinstance(tree, ast.Constant):
+            return self.const(float(tree.value))  # type: ignore[arg-type]
+        if isinstance(tree, ast.Name):
+            return self.column(tree.id) if tree.id in self.variables else self._names[tree.id]
+        if isinstance(tree, ast.UnaryOp):
+            operand = self._build(tree.operand)
+            return self.mul(self.const(-1), operand) if isinstance(tree.op, ast.USub) else operand
+        if isinstance(tree, ast.BinOp):
+            a, b = self._build(tree.left), self._build(tree.right)
+            build = {ast.Add: self.add, ast.Sub: self.sub, ast.Mult: self.mul, ast.Div: self.div, ast.Pow: self.pow}
+            return build[type(tree.op)](a, b)
+        assert isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)
+        argument = self._build(tree.args[0])
+        if tree.func.id == "sqrt":
+            return self.pow(argument, self.const(0.5))
+        return self.exp(argument) if tree.func.id == "exp" else self.log(argument)
+
+    def derivative(self, node: Node, j: int) -> Node:
+        """d node / d theta_j."""
+        if node.kind in ("const", "data"):
+            return self.const(0)
+        if node.op == "parameter":
+            return self.const(1.0 if node.value == j else 0.0)
+        key = (node.key, j)
+        if key not in self._derivatives:
+            self._derivatives[key] = self._differentiate(node, j)
+        return self._derivatives[key]
+
+    def _differentiate(self, node: Node, j: int) -> Node:
+        d = [self.derivative(arg, j) for arg in node.args]
+        if node.op == "add":
+            return self.add(*d)
+        if node.op == "sub":
+            return self.sub(*d)
+        if node.op == "mul":
+            a, b = node.args
+            return self.add(self.mul(d[0], b), self.mul(a, d[1]))
+        if node.op == "exp":
+            return self.mul(node, d[0])
+        if node.op == "log":
+            return self.mul(self.recip(node.args[0]), d[0])
+        return self.mul(self.const(-1), self.mul(self.mul(node, node), d[0]))  # recip
+
+
+_FUNCTIONS = ("exp", "log", "sqrt")
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub)
+
+
+def parse_expression(text: str) -> ast.Expression:
+    """Checks that a text is plain arithmetic over names, numbers, exp, log and sqrt, and returns its syntax tree."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"law {text!r} is not an expression: {getattr(error, 'msg', error)}.") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS or len(node.args) != 1 or node.keywords:
+                raise ValueError(f"law {text!r}: only {', '.join(_FUNCTIONS)} of one argument may be called.")
+        elif isinstance(node, ast.Constant):
+            if isinstance(node.value, bool) or not isinstance(node.value, int | float):
+                raise ValueError(f"law {text!r}: {node.value!r} is not a number.")
+        elif not isinstance(node, ast.Expression | ast.Name | ast.Load | ast.BinOp | ast.UnaryOp | _OPERATORS):
+            raise ValueError(f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and exp, log, sqrt.")
+    return tree
+
+
+def names_of(text: str) -> list[str]:
+    """The names in an expression, in the order of first appearance, functions left out."""
+    tree = parse_expression(text)
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called]
+    return list(dict.fromkeys(node.id for node in sorted(found, key=lambda n: (n.lineno, n.col_offset))))
+
+
+def _number(node: Node) -> float:
+    return float(node.value)
+
+
+def _is(node: Node, value: float) -> bool:
+    return node.op == "const" and node.value == value

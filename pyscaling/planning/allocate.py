@@ -52,7 +52,7 @@ def plan(
     highest = C / FLOPS_PER_PARAMETER_TOKEN / context  # at least one sequence is read
     _check_budget(C, highest, context)
     point = {name: np.array([float(value)]) for name, value in fit.params.items()}
-    N = float(best_N(fit, point, C, 1e-6, C)[0])
+    N = float(best_N(fit.law, point, C, 1e-6, C)[0])
     if not SMALLEST_N <= N <= highest:
         raise ValueError(
             f"compute={C:.3g} FLOPs is too small for any model: the best would have {N:.3g} parameters, the smallest "
@@ -60,7 +60,7 @@ def plan(
         )
     boot = fit.bootstrap(bootstrap, seed=seed) if isinstance(bootstrap, int) else bootstrap
     samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))
-    N_samples = best_N(fit, samples, C, SMALLEST_N, highest)
+    N_samples = best_N(fit.law, samples, C, SMALLEST_N, highest)
     N_low, N_high = np.quantile(N_samples, [0.5 - level / 2, 0.5 + level / 2])
     D = C / (FLOPS_PER_PARAMETER_TOKEN * N)
     predicted = fit.predict(N=N, D=D, level=level, kind="run")
@@ -73,15 +73,15 @@ def plan(
     def region(epsilon: float) -> Region:
         if not (np.isfinite(epsilon) and epsilon > 0):
             raise ValueError(f"epsilon must be finite and positive, got {epsilon!r}.")
-        best = loss_at(fit, point, np.array([[N]]), C)[0, 0]
-        low, high = region_bounds(fit, point, C, N, best * (1 + epsilon), SMALLEST_N, highest)
+        best = loss_at(fit.law, point, np.array([[N]]), C)[0, 0]
+        low, high = region_bounds(fit.law, point, C, N, best * (1 + epsilon), SMALLEST_N, highest)
         D_of = [C / (FLOPS_PER_PARAMETER_TOKEN * n) for n in (high, low)]
         return Region(epsilon, low, high, D_of[0], D_of[1], low <= SMALLEST_N, high >= highest)
 
     def isoflop(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        curves = loss_at(fit, samples, at[None], C)
+        curves = loss_at(fit.law, samples, at[None], C)
         low, high = np.quantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        return loss_at(fit, point, at[None], C)[0], low, high
+        return loss_at(fit.law, point, at[None], C)[0], low, high
 
     return Plan(
         C,

@@ -5,10 +5,12 @@ the neighbourhood, and Newton steps on eighth-order differences the optimum to a
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pyscaling.laws import Law
 
 Array = NDArray[np.float64]
 Parameters = Mapping[str, Any]  # name -> float or array [R]
@@ -16,24 +18,15 @@ Parameters = Mapping[str, Any]  # name -> float or array [R]
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # C = 6ND
 
 
-class Evaluates(Protocol):
-    """What a frontier needs of a fit: its law by name, and the law's value at any parameters, N and D."""
-
-    @property
-    def law(self) -> Any: ...
-
-    def evaluate(self, params: Any = None, **variables: Any) -> Any: ...
-
-
-def best_N(fit: Evaluates, params: Parameters, compute: float, low: float, high: float) -> Array:
+def best_N(law: Law, params: Parameters, compute: float, low: float, high: float) -> Array:
     """N in [low, high] with the least loss at `compute` FLOPs, one for each sample: [R].
 
     params: name -> [R]. A sample without an optimum inside gets the better end of the range.
     """
-    if fit.law.name == "chinchilla":
+    if law.name == "chinchilla":
         N = chinchilla_optimum(params, compute)
         return np.clip(np.where(np.isfinite(N), N, high), low, high)
-    return _minimise(fit, params, compute, low, high)
+    return _minimise(law, params, compute, low, high)
 
 
 def chinchilla_optimum(params: Parameters, compute: float) -> Array:
@@ -43,21 +36,21 @@ def chinchilla_optimum(params: Parameters, compute: float) -> Array:
     return np.exp(log_G + np.log(compute / FLOPS_PER_PARAMETER_TOKEN) * beta / (alpha + beta))
 
 
-def loss_at(fit: Evaluates, params: Parameters, N: Array, compute: float | Array) -> Array:
+def loss_at(law: Law, params: Parameters, N: Array, compute: float | Array) -> Array:
     """L(N, C / 6N) with params name -> [R] and N [R, K] (or [1, K]): [R, K]."""
     columns = {name: np.atleast_1d(np.asarray(value, dtype=np.float64))[:, None] for name, value in params.items()}
     D = np.asarray(compute) / (FLOPS_PER_PARAMETER_TOKEN * N)
-    return np.asarray(fit.evaluate(columns, N=N, D=D), dtype=np.float64)
+    return np.asarray(law.evaluate(columns, N=N, D=D), dtype=np.float64)
 
 
 def region_bounds(
-    fit: Evaluates, params: Parameters, compute: float, best: float, limit: float, low: float, high: float
+    law: Law, params: Parameters, compute: float, best: float, limit: float, low: float, high: float
 ) -> tuple[float, float]:
     """Smallest and largest N around `best` whose loss at `compute` stays below `limit`; the range's end if none is."""
     ends = []
     for outer in (low, high):
         x = np.linspace(np.log(best), np.log(outer), 513)
-        inside = loss_at(fit, params, np.exp(x)[None], compute)[0] <= limit
+        inside = loss_at(law, params, np.exp(x)[None], compute)[0] <= limit
         inside[0] = True
         if inside.all():
             ends.append(outer)
@@ -66,7 +59,7 @@ def region_bounds(
         a, b = x[first - 1], x[first]  # inside, outside
         for _ in range(60):
             middle = 0.5 * (a + b)
-            within = loss_at(fit, params, np.exp([[middle]]), compute)[0, 0] <= limit
+            within = loss_at(law, params, np.exp([[middle]]), compute)[0, 0] <= limit
             a, b = (middle, b) if within else (a, middle)
         ends.append(float(np.exp(a)))
     return ends[0], ends[1]
@@ -80,9 +73,9 @@ _FIRST = np.array([1 / 280, -4 / 105, 1 / 5, -4 / 5, 0, 4 / 5, -1 / 5, 4 / 105, 
 _SECOND = np.array([-1 / 560, 8 / 315, -1 / 5, 8 / 5, -205 / 72, 8 / 5, -1 / 5, 8 / 315, -1 / 560]) / _STEP**2
 
 
-def _minimise(fit: Evaluates, params: Parameters, compute: float, low: float, high: float) -> Array:
+def _minimise(law: Law, params: Parameters, compute: float, low: float, high: float) -> Array:
     def f(x: Array) -> Array:
-        return loss_at(fit, params, np.exp(x), compute)
+        return loss_at(law, params, np.exp(x), compute)
 
     grid = np.linspace(np.log(low), np.log(high), max(24, int(2 * np.log(high / low))))
     values = f(grid[None])

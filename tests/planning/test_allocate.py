@@ -2,26 +2,28 @@
 
 import json
 import types
-from collections.abc import Callable
 from typing import Any
 
 import mpmath
 import numpy as np
 import pytest
 
+from pyscaling import laws
+from pyscaling.laws import Law
 from pyscaling.planning import plan
 from pyscaling.planning.frontier import best_N, chinchilla_optimum
+from pyscaling.runs import Runs
 
 CHINCHILLA = {"E": 1.8172, "A": 477.8, "B": 2143.4, "alpha": 0.3473, "beta": 0.3672}
 KAPLAN = {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103}
 
 
+CHINCHILLA_LAW = laws.get("chinchilla")
+KAPLAN_LAW = laws.get("kaplan_ND")
+
+
 def chinchilla(p: Any, N: Any, D: Any) -> Any:
     return p["E"] + p["A"] / N ** p["alpha"] + p["B"] / D ** p["beta"]
-
-
-def kaplan(p: Any, N: Any, D: Any) -> Any:
-    return ((p["N_c"] / N) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / D) ** p["alpha_D"]
 
 
 class KnownFit:
@@ -29,24 +31,20 @@ class KnownFit:
 
     def __init__(
         self,
-        law: str,
-        function: Callable[..., Any],
+        law: Law,
         params: dict[str, float],
         *,
         spread: float = 0.02,
-        variables: tuple[str, ...] = ("N", "D"),
         trusted: bool = True,
     ) -> None:
-        self.law = types.SimpleNamespace(name=law, variables=variables)
-        self.params, self.function = params, function
+        self.law, self.params = law, params
         self.evidence = types.SimpleNamespace(trusted=trusted)
         N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 6), np.geomspace(1e9, 1e12, 6)))
-        self.runs = types.SimpleNamespace(columns=["N", "D", "C"], __getitem__=None)
-        self.runs = _Table({"N": N, "D": D, "C": 6 * N * D})
+        self.runs = Runs({"N": N, "D": D})
         self.spread = spread
 
     def evaluate(self, params: Any = None, **variables: Any) -> Any:
-        return self.function(params or self.params, **variables)
+        return self.law.evaluate(params or self.params, **variables)
 
     def bootstrap(self, n: int, *, seed: int = 0) -> Any:
         noise = np.random.default_rng(seed).normal(size=(n, len(self.params))) * self.spread
@@ -57,12 +55,6 @@ class KnownFit:
         assert kind == "run"
         value = self.evaluate(N=N, D=D)
         return types.SimpleNamespace(value=value, low=0.97 * value, high=1.03 * value)
-
-
-class _Table(dict):
-    @property
-    def columns(self) -> list[str]:
-        return list(self)
 
 
 @pytest.mark.parametrize("compute", [1e17, 1e21, 5.76e23])
@@ -77,7 +69,7 @@ def test_chinchilla_optimum_by_hand(compute: float) -> None:
             ) ** (-p["beta"])
 
         N = float(mpmath.exp(mpmath.findroot(balance, (5, 40), solver="anderson", tol=1e-40)))
-    result = plan(KnownFit("chinchilla", chinchilla, CHINCHILLA), compute, bootstrap=200)
+    result = plan(KnownFit(CHINCHILLA_LAW, CHINCHILLA), compute, bootstrap=200)
     assert result.N.value == pytest.approx(N, rel=1e-10)
     assert result.D.value == pytest.approx(compute / 6 / N, rel=1e-10)
     assert result.loss.value == pytest.approx(chinchilla(CHINCHILLA, N, compute / 6 / N), rel=1e-12)
@@ -86,7 +78,7 @@ def test_chinchilla_optimum_by_hand(compute: float) -> None:
 def test_tied_exponents() -> None:
     """With alpha = beta the optimum is N = sqrt(C/6) (A/B)^(1/(2 alpha))."""
     tied = CHINCHILLA | {"beta": CHINCHILLA["alpha"]}
-    result = plan(KnownFit("chinchilla", chinchilla, tied), 1e21, bootstrap=50)
+    result = plan(KnownFit(CHINCHILLA_LAW, tied), 1e21, bootstrap=50)
     expected = np.sqrt(1e21 / 6) * (tied["A"] / tied["B"]) ** (0.5 / tied["alpha"])
     assert result.N.value == pytest.approx(expected, rel=1e-10)
 
@@ -96,14 +88,14 @@ def test_numerical_optimum_agrees_with_closed_form() -> None:
     samples = {
         name: value * np.exp(0.2 * np.random.default_rng(1).normal(size=500)) for name, value in CHINCHILLA.items()
     }
-    anonymous = KnownFit("mine", chinchilla, CHINCHILLA)
+    anonymous = KnownFit(Law(CHINCHILLA_LAW.expression, name="mine"), CHINCHILLA)
     for compute in (1e18, 1e24):
         closed = chinchilla_optimum(samples, compute)
         inside = (closed > 1e3) & (closed < compute / 1e4)
         assert inside.mean() > 0.95
-        numerical = best_N(anonymous, samples, compute, 768.0, compute / 6e3)
+        numerical = best_N(anonymous.law, samples, compute, 768.0, compute / 6e3)
         np.testing.assert_allclose(numerical[inside], closed[inside], rtol=1e-9)
-        one = best_N(anonymous, {k: np.array([v]) for k, v in CHINCHILLA.items()}, compute, 1e-6, compute)
+        one = best_N(anonymous.law, {k: np.array([v]) for k, v in CHINCHILLA.items()}, compute, 1e-6, compute)
         assert one[0] == pytest.approx(chinchilla_optimum(CHINCHILLA, compute), rel=1e-10)
 
 
@@ -112,12 +104,12 @@ def test_kaplan_optimum() -> None:
     a = KAPLAN["alpha_N"] / KAPLAN["alpha_D"]
     compute = 1e22
     expected = (a * KAPLAN["N_c"] ** a * compute / 6 / KAPLAN["D_c"]) ** (1 / (1 + a))
-    result = plan(KnownFit("kaplan_ND", kaplan, KAPLAN), compute, bootstrap=50)
+    result = plan(KnownFit(KAPLAN_LAW, KAPLAN), compute, bootstrap=50)
     assert result.N.value == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("law", [("chinchilla", chinchilla, CHINCHILLA), ("kaplan_ND", kaplan, KAPLAN)])
-def test_no_point_of_a_fine_grid_is_better(law: tuple[str, Any, dict[str, float]]) -> None:
+@pytest.mark.parametrize("law", [(CHINCHILLA_LAW, CHINCHILLA), (KAPLAN_LAW, KAPLAN)])
+def test_no_point_of_a_fine_grid_is_better(law: tuple[Law, dict[str, float]]) -> None:
     fit = KnownFit(*law)
     for compute in (1e18, 1e21, 1e25):
         N = np.geomspace(768, compute / 6e3, 200_001)
@@ -127,7 +119,7 @@ def test_no_point_of_a_fine_grid_is_better(law: tuple[str, Any, dict[str, float]
 
 
 def test_intervals_are_quantiles_of_the_samples_optima() -> None:
-    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)
     result = plan(fit, 1e22, level=0.8, bootstrap=1000, seed=3)
     boot = fit.bootstrap(1000, seed=3)
     optima = chinchilla_optimum(dict(zip(boot.names, boot.samples.T, strict=True)), 1e22)
@@ -138,7 +130,7 @@ def test_intervals_are_quantiles_of_the_samples_optima() -> None:
 
 
 def test_region_ends_where_the_loss_has_risen_by_epsilon() -> None:
-    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)
     result = plan(fit, 1e22, bootstrap=20)
     best = fit.evaluate(N=result.N.value, D=result.D.value)
     region = result.region(0.01)
@@ -154,7 +146,7 @@ def test_region_ends_where_the_loss_has_risen_by_epsilon() -> None:
 
 
 def test_units_steps_and_shape() -> None:
-    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)
     result = plan(
         fit, "10 PF-days", bootstrap=20, batch_tokens=2**19, architecture={"context": 2048, "vocab_size": 32000}
     )
@@ -166,7 +158,7 @@ def test_units_steps_and_shape() -> None:
 
 
 def test_batch_says_where_it_comes_from() -> None:
-    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+    fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)
     kaplan_batch = plan(fit, 1e22, bootstrap=20)
     expected = 2.1e8 / kaplan_batch.loss.value ** (1 / 0.21)  # Kaplan et al. 2020, eq. 1.4
     assert kaplan_batch.batch_tokens == pytest.approx(expected, abs=512)
@@ -180,20 +172,20 @@ def test_batch_says_where_it_comes_from() -> None:
 
 
 def test_warnings_name_what_is_doubtful() -> None:
-    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)  # largest compute 6e22
+    fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)  # largest compute 6e22
     assert plan(fit, 1e21, bootstrap=20).warnings == ()
     assert any("more than 10 x" in warning for warning in plan(fit, 1e24, bootstrap=20).warnings)
     far = plan(fit, 1e26, bootstrap=20)
     assert any("more than 100 x" in warning for warning in far.warnings)
     assert far.extrapolation == pytest.approx(1e26 / 6e22)
     assert "more than 100 x" in str(far)
-    doubtful = KnownFit("chinchilla", chinchilla, CHINCHILLA, trusted=False)
+    doubtful = KnownFit(CHINCHILLA_LAW, CHINCHILLA, trusted=False)
     assert any("not to be trusted" in warning for warning in plan(doubtful, 1e21, bootstrap=20).warnings)
 
 
 def test_prints_and_exports(tmp_path: Any) -> None:
     pytest.importorskip("matplotlib").use("Agg")
-    result = plan(KnownFit("chinchilla", chinchilla, CHINCHILLA), 1e22, bootstrap=100)
+    result = plan(KnownFit(CHINCHILLA_LAW, CHINCHILLA), 1e22, bootstrap=100)
     text = str(result)
     for word in ("compute C", "model N", "data D", "loss L", "batch B", "steps S", "shape", "region", "90%"):
         assert word in text
@@ -227,15 +219,21 @@ def test_prints_and_exports(tmp_path: Any) -> None:
 )
 def test_bad_input_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(KnownFit("chinchilla", chinchilla, CHINCHILLA), bootstrap=20, **arguments)
+        plan(KnownFit(CHINCHILLA_LAW, CHINCHILLA), bootstrap=20, **arguments)
 
 
 def test_law_must_have_N_and_D() -> None:
-    for variables, lacking in ((("N",), "no D"), (("D",), "no N"), (("N", "S"), "no D"), (("C",), "no N and no D")):
-        with pytest.raises(ValueError, match=f"law='other' has {lacking}"):
-            plan(KnownFit("other", chinchilla, CHINCHILLA, variables=variables), 1e21)
+    for name, lacking in (
+        ("kaplan_N", "no D"),
+        ("kaplan_D", "no N"),
+        ("kaplan_NS", "no D"),
+        ("kaplan_C", "no N and no D"),
+    ):
+        with pytest.raises(ValueError, match=f"law='{name}' has {lacking}"):
+            plan(KnownFit(laws.get(name), CHINCHILLA), 1e21)
+    repeated = Law("E + A/N**alpha + B/D**beta + R/U", variables=["N", "D", "U"])
     with pytest.raises(ValueError, match="also depends on U"):
-        plan(KnownFit("other", chinchilla, CHINCHILLA, variables=("N", "D", "U")), 1e21)
-    fit = KnownFit("chinchilla", chinchilla, CHINCHILLA)
+        plan(KnownFit(repeated, CHINCHILLA), 1e21)
+    fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)
     with pytest.raises(ValueError, match="epsilon must be finite and positive, got 0"):
         plan(fit, 1e21, bootstrap=20).region(0)

@@ -144,16 +144,24 @@ class Plan:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The plan as printed: (name, value, interval, note)."""
         shape, region, batch = self.shape, self.region(0.01), self.batch
-        ratio, near = f"{self.tokens_per_parameter:.3g}", f"{_count(region.N_low)} to {_count(region.N_high)}"
+        ratio, near = (
+            f"{self.tokens_per_parameter:.3g}",
+            f"{format_count(region.N_low)} to {format_count(region.N_high)}",
+        )
         heads = f"{shape.n_head} heads of {shape.head_dim}"
         return [
             ("compute C", f"{self.compute:.4g} FLOPs", "", f"{self.compute / PF_DAY:.3g} PF-days; C = 6ND"),
-            ("model N", _count(self.N.value), _interval(self.N, _count), "non-embedding parameters"),
-            ("data D", _count(self.D.value), _interval(self.D, _count), f"tokens, {ratio} per parameter"),
+            ("model N", format_count(self.N.value), _interval(self.N, format_count), "non-embedding parameters"),
+            ("data D", format_count(self.D.value), _interval(self.D, format_count), f"tokens, {ratio} per parameter"),
             ("loss L", f"{self.loss.value:.4f}", _interval(self.loss, "{:.4f}".format), "nats per token, of a run"),
-            ("batch B", _count(batch.tokens), "", f"tokens; {batch.source}"),
+            ("batch B", format_count(batch.tokens), "", f"tokens; {batch.source}"),
             ("steps S", f"{self.steps:,}", "", "D / B"),
-            ("shape", f"{shape.n_layer} x {shape.d_model}", "", f"n_layer x d_model, {heads}; N = {_count(shape.N)}"),
+            (
+                "shape",
+                f"{shape.n_layer} x {shape.d_model}",
+                "",
+                f"n_layer x d_model, {heads}; N = {format_count(shape.N)}",
+            ),
             ("region", near, "", "N whose loss is within 1 % of the best"),
         ]
 
@@ -193,7 +201,7 @@ class Plan:
         best = float(self._isoflop(np.array([self.N.value]))[0][0])
         error = [[self.N.value - self.N.low], [self.N.high - self.N.value]]
         ax.errorbar(self.N.value, best, xerr=error, fmt="ok", capsize=3, ms=5, zorder=5,
-                    label=f"best N = {_count(self.N.value)}")  # fmt: skip
+                    label=f"best N = {format_count(self.N.value)}")  # fmt: skip
         ax.set_xscale("log")
         ax.set_xlim(N[0], N[-1])
         ax.set_xlabel("N, non-embedding parameters")
@@ -202,7 +210,7 @@ class Plan:
         return ax
 
 
-def _count(value: float) -> str:
+def format_count(value: float) -> str:
     """A count as people say it: 1.23 M, 70 B."""
     for size, suffix in ((1e15, None), (1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if value >= 0.9995 * size:

@@ -1,0 +1,391 @@
+"""The command line: `pyscaling study | fit | plan | report | laws`.
+
+Everything heavy is imported inside the commands, so that --help is instant. A user's mistake prints one message and
+exits with 2.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pyscaling.fitting import Fit
+    from pyscaling.report.analysis import Analysis, FittedLaw, HeldOutTest
+    from pyscaling.runs import Runs
+
+app = typer.Typer(
+    help="Scaling laws for neural networks: train a grid of small models, fit the laws, plan the large one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+TableArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUNS", help="Table of runs: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False),
+]
+LawOption = Annotated[str, typer.Option(help="A law by name (see `pyscaling laws`) or an expression over N, D, C, S.")]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", "-c", metavar="NAME=HEADER", help="Header of a column, as N=params; may be repeated."),
+]
+ObjectiveOption = Annotated[str, typer.Option(help="huber, lad (least absolute deviations) or gaussian.")]
+DeltaOption = Annotated[float, typer.Option(help="Where the Huber loss turns linear, in units of the residual.")]
+ResidualOption = Annotated[str, typer.Option(help="log (of ln L) or raw (of L).")]
+BootstrapOption = Annotated[int, typer.Option(min=0, help="Bootstrap resamples behind the intervals.")]
+LevelOption = Annotated[float, typer.Option(help="Level of all intervals, between 0 and 1.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw it: .png, .pdf or .svg.")]
+
+
+@contextlib.contextmanager
+def one_clear_message() -> Iterator[None]:
+    """Turns errors that a user can mend into one message on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "tokenizers", "safetensors", "triton"):
+            raise
+        _fail(f"this command needs {error.name}: pip install 'pyscaling[train]'.")
+    except RuntimeError as error:
+        from pyscaling.study.store import StudyError
+
+        if not isinstance(error, StudyError):
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command goes on where this one stopped.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _fail(message: str) -> None:
+    typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+    raise typer.Exit(2) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from pyscaling import __version__
+
+        typer.echo(f"pyscaling {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Scaling laws for neural networks: train a grid of small models, fit the laws, plan the large one."""
+
+
+@app.command("fit")
+def fit_command(
+    table: TableArgument,
+    law: LawOption = "chinchilla",
+    objective: ObjectiveOption = "huber",
+    delta: DeltaOption = 1e-3,
+    residual: ResidualOption = "log",
+    column: ColumnOption = None,
+    bootstrap: BootstrapOption = 4000,
+    level: LevelOption = 0.9,
+    json: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Fit a law to a table of runs and say how sure it is.
+
+    The table needs the law's variables and the loss; the usual headers are recognised, others are named with --column.
+    C is 6ND where it is missing, and D = C/6N where D is.
+    """
+    with one_clear_message():
+        _check_level(level)
+        _check_plot(plot)
+        fitted = _fit_table(_read(table, column), law, objective, delta, residual)
+        intervals = {}
+        if bootstrap:
+            boot = fitted.bootstrap(bootstrap)
+            intervals = {name: boot.interval(name, level=level) for name in fitted.params}
+        _print_fit(fitted, intervals, level, bootstrap)
+        if json is not None:
+            _write_fit(json, fitted, intervals, level)
+        if plot is not None:
+            _save(fitted.plot(), plot)
+
+
+@app.command("plan")
+def plan_command(
+    table: TableArgument,
+    compute: Annotated[str, typer.Option(help='Budget: "1e21" FLOPs, "3 EFLOPs", "10 PF-days".', show_default=False)],
+    law: LawOption = "chinchilla",
+    objective: ObjectiveOption = "huber",
+    delta: DeltaOption = 1e-3,
+    residual: ResidualOption = "log",
+    column: ColumnOption = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind the intervals.")] = 4000,
+    level: LevelOption = 0.9,
+    batch_tokens: Annotated[float | None, typer.Option(help="Batch to use, in tokens.")] = None,
+    noise_scale: Annotated[float | None, typer.Option(help="Measured gradient noise scale, in tokens.")] = None,
+    context: Annotated[int, typer.Option(min=1, help="Context of the model to be trained, in tokens.")] = 1024,
+    vocab_size: Annotated[int, typer.Option(min=1, help="Its vocabulary.")] = 50257,
+    json: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Divide a compute budget between model and data, by a law fitted to a table of runs."""
+    with one_clear_message():
+        from pyscaling.accounting import parse_compute
+        from pyscaling.planning import plan
+
+        _check_level(level)
+        _check_plot(plot)
+        flops = parse_compute(compute)
+        result = plan(
+            _fit_table(_read(table, column), law, objective, delta, residual),
+            flops,
+            level=level,
+            bootstrap=bootstrap,
+            batch_tokens=batch_tokens,
+            noise_scale=noise_scale,
+            architecture={"context": context, "vocab_size": vocab_size},
+        )
+        _print_plan(result)
+        if json is not None:
+            _write(json, result.to_json())
+        if plot is not None:
+            _save(result.plot(), plot)
+
+
+@app.command("study")
+def study_command(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.toml]", help="A study of your own.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A study that comes with pyscaling: smoke, cpu (the default) or gpu.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: studies/NAME]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: cores]")] = None,
+) -> None:
+    """Train a grid of models, fit the laws, plan ten times its largest budget and write a report.
+
+    A study that was stopped goes on where it was; one that is done is only analysed again.
+    """
+    with one_clear_message():
+        if spec is not None and preset is not None:
+            raise ValueError(f"give either a spec ({spec}) or --preset {preset}, not both.")
+        from pyscaling.study import Study
+
+        study = Study.from_toml(spec, out) if spec is not None else Study.from_preset(preset or "cpu", out)
+        if study.finished:
+            typer.echo(f"Study {study.spec.name} in {study.folder} is done: nothing to train.")
+        else:
+            typer.echo(f"Study {study.spec.name} in {study.folder}: {study.spec.description}")
+        study.run(workers=workers, progress=True)
+        _conclude(study.folder)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.", show_default=False)],
+) -> None:
+    """Analyse a study's finished runs again, and write its report."""
+    with one_clear_message():
+        _conclude(folder)
+
+
+@app.command("laws")
+def laws_command() -> None:
+    """List the laws that are built in."""
+    from pyscaling import laws
+
+    table = _table("name", "L =", "source")
+    for law in laws.LAWS.values():
+        table.add_row(law.name, law.expression, law.source)
+    _console().print(table)
+    typer.echo('A law of your own: pyscaling fit runs.csv --law "E + A/N**alpha + B/D**beta"')
+
+
+def _read(path: Path, column: list[str] | None) -> "Runs":
+    from pyscaling.runs import read_runs
+
+    columns = {}
+    for item in column or ():
+        name, sign, header = item.partition("=")
+        if not sign or not name.strip() or not header.strip():
+            raise ValueError(f"--column {item!r} must be NAME=HEADER, for example --column N=params.")
+        columns[name.strip()] = header.strip()
+    runs = read_runs(path, columns)
+    if runs.renamed:
+        taken = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in runs.renamed.items())
+        typer.echo(f"{path.name}: {len(runs)} runs; columns taken: {taken}")
+    return runs
+
+
+def _fit_table(runs: "Runs", law: str, objective: str, delta: float, residual: str) -> "Fit":
+    from pyscaling.fitting import fit
+
+    choices: Any = {"objective": objective, "residual": residual}
+    return fit(runs, law=law, delta=delta, **choices)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"--level must lie between 0 and 1, got {level:g}.")
+
+
+def _check_plot(path: Path | None) -> None:
+    if path is not None and path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot {str(path)!r} has the unknown ending {path.suffix!r}; known are .png, .pdf and .svg.")
+
+
+def _print_fit(fitted: "Fit", intervals: dict[str, tuple[float, float]], level: float, bootstrap: int) -> None:
+    table = _table("parameter", "value")
+    if intervals:
+        table.add_column(f"{level:.0%} interval", no_wrap=True)
+    for name, value in fitted.params.items():
+        row = [name, f"{value:.6g}"]
+        if name in intervals:
+            row.append("[{:.4g}, {:.4g}]".format(*intervals[name]))
+        table.add_row(*row)
+    console = _console()
+    console.print(f"[bold]{_plain(fitted.law.name)}[/bold]: L = {_plain(fitted.law.expression)}")
+    console.print(_plain(str(fitted.evidence)))
+    console.print(table)
+    text = f"{len(fitted.runs)} runs, objective {fitted.objective_value:.9g}, adjusted R² {fitted.adjusted_r2:.5f}"
+    console.print(text + (f", {bootstrap} bootstrap resamples" if intervals else ""), highlight=False)
+
+
+def _write_fit(path: Path, fitted: "Fit", intervals: dict[str, tuple[float, float]], level: float) -> None:
+    import json
+
+    result = json.loads(fitted.to_json())
+    if intervals:
+        result["level"] = level
+        result["intervals"] = {name: [float(low), float(high)] for name, (low, high) in intervals.items()}
+    _write(path, json.dumps(result, indent=1))
+
+
+def _print_plan(plan: Any) -> None:
+    table = _table("", "value", f"{plan.level:.0%} interval", "")
+    for row in plan.rows():
+        table.add_row(*(_plain(cell) for cell in row))
+    console = _console()
+    console.print(f"[bold]Plan[/bold] for {plan.compute:.4g} FLOPs by {_plain(plan.law)}", highlight=False)
+    console.print(table)
+    for warning in plan.warnings:
+        console.print(f"[yellow]![/yellow] {_plain(warning)}", highlight=False)
+
+
+def _conclude(folder: Path) -> None:
+    """Prints a study's held-out test, laws and plan, and writes its report."""
+    from pyscaling.report import analyse, write_report
+
+    analysis = analyse(folder)
+    console = _console()
+    console.print()
+    if analysis.held_out is not None:
+        _print_held_out(analysis.held_out)
+    _print_laws(analysis)
+    if analysis.plan is not None:
+        _print_plan(analysis.plan)
+    for problem in analysis.problems:
+        console.print(f"[yellow]![/yellow] {_plain(problem)}", highlight=False)
+    for run_id, reason in analysis.failed:
+        console.print(f"[yellow]![/yellow] run {_plain(run_id)} failed: {_plain(reason)}", highlight=False)
+    path = write_report(folder, analysis=analysis)
+    console.print(f"\nReport: {_plain(str(path.resolve()))}", highlight=False, soft_wrap=True)
+
+
+def _print_held_out(test: "HeldOutTest") -> None:
+    from pyscaling.planning.result import format_count
+
+    console = _console()
+    console.print(
+        f"[bold]Held-out test[/bold]: {_plain(test.law)} fitted without N = {format_count(test.largest_N)}, the largest model",
+        highlight=False,
+    )
+    table = _table("D", "predicted L", f"{test.level:.0%} interval", "achieved L", "error", "")
+    for run in test.runs:
+        table.add_row(
+            format_count(run.D),
+            f"{run.predicted:.4f}",
+            _plain(f"[{run.low:.4f}, {run.high:.4f}]"),
+            f"{run.achieved:.4f}",
+            f"{run.relative_error:+.2%}",
+            "inside" if run.inside else "outside",
+        )
+    console.print(table)
+    console.print(f"[{'green' if test.passed else 'red'} bold]{_plain(test.verdict)}", highlight=False)
+    console.print()
+
+
+def _print_laws(analysis: "Analysis") -> None:
+    if not analysis.laws:
+        return
+    console = _console()
+    console.print(f"[bold]Fitted laws[/bold], {analysis.laws[0].level:.0%} intervals", highlight=False)
+    table = _table("law", "fitted to", "parameters", "adj. R²")
+    for law in analysis.laws:
+        table.add_row(
+            _plain(law.name), f"{law.data}, {len(law.fit.runs)} runs", _parameters(law), f"{law.fit.adjusted_r2:.4f}"
+        )
+    console.print(table)
+    if analysis.main is not None:
+        console.print(f"{_plain(analysis.main.name)}: {_plain(analysis.main.evidence)}", highlight=False)
+    if analysis.seed_noise is not None:
+        console.print(f"seed noise: {analysis.seed_noise.sigma:.2%} of the loss", highlight=False)
+    console.print()
+
+
+def _parameters(law: "FittedLaw") -> str:
+    lines = []
+    for name, value in law.fit.params.items():
+        low, high = law.intervals[name]
+        lines.append(_plain(f"{name} = {value:.4g} [{low:.3g}, {high:.3g}]"))
+    return "\n".join(lines)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _table(*headers: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(headers))
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text in which rich sees no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+    typer.echo(f"Wrote {path}")
+
+
+def _save(ax: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ax.figure.savefig(path, dpi=180, bbox_inches="tight")
+    typer.echo(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,271 @@
+"""What a finished study shows, as plain data: the held-out test, the fitted laws, noise, frontier and plan.
+
+The command line prints these objects and the report draws them; nothing here knows about either.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyscaling.fitting import Fit, fit
+from pyscaling.planning import Plan, plan
+from pyscaling.runs import Runs
+from pyscaling.study import Study
+from pyscaling.study.store import read_table
+
+Array = NDArray[np.float64]
+Columns = dict[str, list[Any]]
+
+TOLERANCE = 0.02  # the largest model's final loss counts as predicted within this relative error
+
+
+@dataclass(frozen=True)
+class HeldOutRun:
+    """One run of the largest model (the mean over its seeds): what the smaller models predict, what it achieved."""
+
+    N: float
+    D: float
+    achieved: float
+    predicted: float
+    low: float
+    high: float
+    n_seed: int
+
+    @property
+    def relative_error(self) -> float:
+        return self.predicted / self.achieved - 1
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= self.achieved <= self.high
+
+
+@dataclass(frozen=True)
+class HeldOutTest:
+    """A law fitted on all but the largest model, asked for the largest model's losses; runs ascend in D."""
+
+    law: str
+    level: float
+    fit: Fit
+    largest_N: float
+    runs: tuple[HeldOutRun, ...]
+
+    @property
+    def final(self) -> HeldOutRun:
+        """The largest model at its largest D."""
+        return self.runs[-1]
+
+    @property
+    def passed(self) -> bool:
+        return abs(self.final.relative_error) <= TOLERANCE and self.final.inside
+
+    @property
+    def verdict(self) -> str:
+        """One sentence that says plainly whether the test is passed, and why not."""
+        error = abs(self.final.relative_error)
+        within = f"{'within' if error <= TOLERANCE else 'outside'} {TOLERANCE:.0%} (error {error:.2%})"
+        place = f"{'inside' if self.final.inside else 'outside'} its {self.level:.0%} prediction interval"
+        join = "and" if (error <= TOLERANCE) == self.final.inside else "but"
+        return f"{'PASS' if self.passed else 'FAIL'}: the prediction is {within} {join} the achieved loss {place}."
+
+
+@dataclass(frozen=True)
+class FittedLaw:
+    """A law fitted to part of the study. intervals: parameter -> (low, high) at `level`."""
+
+    data: str
+    fit: Fit
+    intervals: dict[str, tuple[float, float]]
+    level: float
+
+    @property
+    def name(self) -> str:
+        return str(self.fit.law.name)
+
+    @property
+    def evidence(self) -> str:
+        """The first line of the fit's evidence: whether to believe it."""
+        return str(self.fit.evidence).strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """Standard deviation of ln L between runs that differ by their seed alone, pooled over groups."""
+
+    sigma: float
+    degrees_of_freedom: int
+    n_group: int
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that the report shows. problems: what could not be done, each with its reason."""
+
+    study: Study
+    runs: Runs
+    held_out: HeldOutTest | None
+    laws: tuple[FittedLaw, ...]
+    main: FittedLaw | None
+    seed_noise: SeedNoise | None
+    plan: Plan | None
+    facts: dict[str, str]
+    failed: tuple[tuple[str, str], ...]
+    n_pending: int
+    metrics: Columns
+    evaluations: Columns
+    noise_scale: Columns
+    run_table: Columns
+    problems: tuple[str, ...] = field(default=())
+
+
+def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) -> Analysis:
+    """Reads a study's store and analyses its finished runs.
+
+    level: of all intervals. bootstrap: resamples behind the parameters' intervals and the plan.
+    Raises StudyError or ValueError if the folder holds no study or no finished run.
+    """
+    study = Study.open(folder)
+    table = read_table(study.folder, "runs")
+    if "finished" not in table["status"]:
+        raise ValueError(f"study folder {study.folder} has no finished run yet; run `pyscaling study` first.")
+    runs = study.runs
+    problems: list[str] = []
+
+    def attempt(what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except ValueError as error:
+            problems.append(f"{what}: {error}")
+            return None
+
+    law = study.spec.law
+    tests = attempt("held-out test", lambda: held_out_test(runs, law, level=level))
+    laws = []
+    for data, name, part in parts_to_fit(runs, law):
+        fitted = attempt(f"{name} on {data}", lambda d=data, n=name, p=part: fit_law(d, n, p, level, bootstrap))
+        if fitted is not None:
+            laws.append(fitted)
+    main = next((fitted for fitted in laws if fitted.name == law), None)
+    noise_scale = read_table(study.folder, "noise_scale")
+    planned = None
+    if main is not None:
+        planned = attempt("plan", lambda: plan_tenfold(study, main.fit, noise_scale, level, bootstrap))
+    facts = read_table(study.folder, "study")
+    failed = [
+        (run_id, reason or "no reason recorded")
+        for run_id, status, reason in zip(table["run_id"], table["status"], table["reason"], strict=True)
+        if status == "failed"
+    ]
+    return Analysis(
+        study=study,
+        runs=runs,
+        held_out=tests,
+        laws=tuple(laws),
+        main=main,
+        seed_noise=seed_noise(runs),
+        plan=planned,
+        facts=dict(zip(facts["key"], facts["value"], strict=True)),
+        failed=tuple(failed),
+        n_pending=sum(status in ("pending", "running") for status in table["status"]),
+        metrics=read_table(study.folder, "metrics", "ORDER BY trunk_id, step"),
+        evaluations=read_table(study.folder, "evaluations", "ORDER BY run_id, tokens"),
+        noise_scale=noise_scale,
+        run_table=table,
+        problems=tuple(problems),
+    )
+
+
+def held_out_test(runs: Runs, law: str = "chinchilla", *, level: float = 0.9) -> HeldOutTest:
+    """Fits `law` on all but the largest model and predicts each budget of the largest.
+
+    The interval is that of a single run not yet made. Raises ValueError if fewer than two sizes are left to fit.
+    """
+    largest = runs.N.max()
+    rest = runs.select(largest > runs.N)
+    if len(np.unique(rest.N)) < 2:
+        raise ValueError(
+            f"needs at least three model sizes, two to fit and one to predict; got {len(np.unique(runs.N))}."
+        )
+    fitted = fit(rest, law=law)
+    held = runs.select(largest == runs.N)
+    budgets = np.unique(held.D)
+    predicted = fitted.predict(N=np.full(len(budgets), largest), D=budgets, level=level, kind="run")
+    rows = []
+    for i, D in enumerate(budgets):
+        losses = held.loss[held.D == D]
+        value, low, high = (float(np.atleast_1d(part)[i]) for part in (predicted.value, predicted.low, predicted.high))
+        rows.append(HeldOutRun(float(largest), float(D), float(losses.mean()), value, low, high, len(losses)))
+    return HeldOutTest(law, level, fitted, float(largest), tuple(rows))
+
+
+def parts_to_fit(runs: Runs, law: str) -> list[tuple[str, str, Runs]]:
+    """(what data, law, its runs): the laws of N and D on everything, and each law of one variable on its limit."""
+    efficient = runs.select(efficient_mask(runs))
+    both = [law, *(other for other in ("chinchilla", "kaplan_ND") if other != law)]
+    return [
+        *(("all runs", name, runs) for name in both),
+        ("the largest D", "power_constant_N", runs.select(common_largest_D(runs) == runs.D)),
+        ("the largest N", "power_constant_D", runs.select(runs.N.max() == runs.N)),
+        ("the efficient frontier", "power_constant_C", efficient),
+        ("the efficient frontier", "kaplan_C", efficient),
+    ]
+
+
+def common_largest_D(runs: Runs) -> float:
+    """The largest D that the most sizes share."""
+    budgets = np.unique(runs.D)
+    sizes = np.array([len(np.unique(runs.N[runs.D == D])) for D in budgets])
+    return float(budgets[sizes == sizes.max()][-1])
+
+
+def efficient_mask(runs: Runs) -> NDArray[np.bool_]:
+    """The runs that no run of at most their compute beats (the compute-efficient frontier of what was trained)."""
+    order = np.lexsort((runs.loss, runs.C))
+    best = np.minimum.accumulate(runs.loss[order])
+    mask = np.zeros(len(runs), dtype=bool)
+    mask[order] = (runs.loss[order] <= best) & np.r_[True, runs.loss[order][1:] < best[:-1]]
+    return mask
+
+
+def fit_law(data: str, name: str, runs: Runs, level: float, bootstrap: int) -> FittedLaw:
+    """Fits a law and takes its parameters' bootstrap intervals."""
+    fitted = fit(runs, law=name)
+    boot = fitted.bootstrap(bootstrap)
+    intervals = {parameter: boot.interval(parameter, level=level) for parameter in fitted.params}
+    return FittedLaw(data, fitted, {k: (float(low), float(high)) for k, (low, high) in intervals.items()}, level)
+
+
+def seed_noise(runs: Runs) -> SeedNoise | None:
+    """Pooled standard deviation of ln L over runs of equal N and D; None where no run was repeated."""
+    groups: dict[tuple[float, float], list[float]] = {}
+    for N, D, loss in zip(runs.N, runs.D, runs.loss, strict=True):
+        groups.setdefault((N, D), []).append(np.log(loss))
+    repeated = [np.array(group) for group in groups.values() if len(group) > 1]
+    if not repeated:
+        return None
+    freedom = sum(len(group) - 1 for group in repeated)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in repeated)
+    return SeedNoise(float(np.sqrt(squares / freedom)), freedom, len(repeated))
+
+
+def plan_tenfold(study: Study, fitted: Fit, noise_scale: Columns, level: float, bootstrap: int) -> Plan:
+    """The plan for ten times the largest compute of the study, in its architecture and with its noise scale."""
+    runs = study.runs
+    usable = any(value is not None and value > 0 for value in noise_scale["noise_scale"])
+    measured = {
+        name: np.array([np.nan if value is None else value for value in noise_scale[name]], dtype=np.float64)
+        for name in ("loss", "noise_scale")
+    }
+    architecture = {**study.spec.model.model_dump(), "vocab_size": int(np.atleast_1d(runs["vocab_size"])[0])}
+    return plan(
+        fitted,
+        10 * float(runs.C.max()),
+        level=level,
+        bootstrap=bootstrap,
+        noise_scale=measured if usable else None,
+        architecture=architecture,
+    )

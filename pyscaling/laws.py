@@ -13,23 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.fitting.expression import names_of, parse_expression
+from pyscaling.expression import names_of, parse_expression
 
 _USUAL_VARIABLES = ("N", "D", "C", "S")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Domain of a parameter: whether it is positive (and fitted as its logarithm), and the box of automatic starts.
+    """Domain of a parameter.
 
-    low, high bound the box in the parameter's own units; scale names the variable whose smallest and largest values
-    multiply it, and power an exponent: a coefficient A of A / N**alpha starts where its term is of the loss's size.
+    role says what it does in the law, and so where automatic starts look: "exponent"; "floor", a constant of the
+    loss; "scale:X", a value of the variable X; "term:X:p", A in A / X**p
+    ("term:X:-p": in A * X**p). All roles but
+    exponents are fitted as logarithms where positive; a positive exponent is fitted as it is, with a bound at zero.
+    low, high: box of automatic starts of an exponent.
     """
 
     positive: bool = True
+    role: str = "exponent"
     low: float = 0.05
     high: float = 1.0
-    role: str = "exponent"  # "exponent", "floor" (a constant of the loss), "scale:X" (of X), "term:X:alpha" (of X**alpha)
+
+    @property
+    def logarithmic(self) -> bool:
+        return self.positive and self.role != "exponent"
 
 
 class Law:
@@ -115,9 +122,10 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
         if isinstance(tree, ast.Name) and tree.id in variables:
             return tree.id, ""
         if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow) and isinstance(tree.left, ast.Name):
+            negative = isinstance(tree.right, ast.UnaryOp) and isinstance(tree.right.op, ast.USub)
             exponent = tree.right.operand if isinstance(tree.right, ast.UnaryOp) else tree.right
             if tree.left.id in variables:
-                return tree.left.id, exponent.id if isinstance(exponent, ast.Name) else ""
+                return tree.left.id, ("-" if negative else "") + exponent.id if isinstance(exponent, ast.Name) else ""
         return None
 
     def visit(tree: ast.expr, top: bool) -> None:
@@ -130,8 +138,11 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
                     if isinstance(coefficient, ast.Name) and coefficient.id not in variables and power:
                         variable, exponent = power
                         divides = isinstance(tree.op, ast.Div)
-                        kind = f"term:{variable}:{exponent}" if exponent else f"scale:{variable}" if divides else "floor"
-                        roles.setdefault(coefficient.id, kind)
+                        if divides and coefficient is tree.right:
+                            continue
+                        falls = divides != exponent.startswith("-")
+                        term = f"term:{variable}:{'' if falls else '-'}{exponent.lstrip('-')}"
+                        roles.setdefault(coefficient.id, term if exponent else f"scale:{variable}" if divides else "floor")
             inner = top and isinstance(tree.op, ast.Add | ast.Sub)
             visit(tree.left, inner)
             visit(tree.right, inner)

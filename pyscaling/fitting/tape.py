@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from pyscaling import _core
-from pyscaling.fitting.expression import Graph, Node
+from pyscaling.expression import Graph, Node
 from pyscaling.laws import Law
 
 _OPCODES = {"add": 0, "sub": 1, "mul": 2, "exp": 3, "log": 4, "recip": 5, "copy": 6}
@@ -31,8 +31,8 @@ class CompiledLaw:
 
 @lru_cache(maxsize=64)
 def compile_law(law: Law, log_value: bool) -> CompiledLaw:
-    """The tape of a law, or of its logarithm. Parameters are internal: positive ones enter as logarithms."""
-    graph = Graph({name: p.positive for name, p in law.parameters.items()}, law.variables)
+    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms."""
+    graph = Graph({name: p.logarithmic for name, p in law.parameters.items()}, law.variables)
     value = graph.parse(law.expression)
     if log_value:
         value = graph.log(value)

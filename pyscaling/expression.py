@@ -32,7 +32,7 @@ class Node:
 
 
 class Graph:
-    """Builds nodes. parameters: name -> whether it is positive (and so enters as exp of its theta)."""
+    """Builds nodes. parameters: name -> whether it enters as exp of its theta (it is positive), or as theta itself."""
 
     def __init__(self, parameters: Mapping[str, bool], variables: tuple[str, ...]) -> None:
         self._nodes: dict[tuple[object, ...], Node] = {}
@@ -40,8 +40,8 @@ class Graph:
         self.variables = variables
         self.theta = [self._make("parameter", (), j, "scalar", False) for j in range(len(parameters))]
         self._names = {
-            name: self.exp(theta) if positive else theta
-            for (name, positive), theta in zip(parameters.items(), self.theta, strict=True)
+            name: self.exp(theta) if logarithmic else theta
+            for (name, logarithmic), theta in zip(parameters.items(), self.theta, strict=True)
         }
 
     def _make(self, op: str, args: tuple[Node, ...], value: float | str | int, kind: Kind, positive: bool) -> Node:
@@ -203,6 +203,7 @@ class Graph:
 
 _FUNCTIONS = ("exp", "log", "sqrt")
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub)
+_ALLOWED = (ast.Expression, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, *_OPERATORS)
 
 
 def parse_expression(text: str) -> ast.Expression:
@@ -218,7 +219,7 @@ def parse_expression(text: str) -> ast.Expression:
         elif isinstance(node, ast.Constant):
             if isinstance(node.value, bool) or not isinstance(node.value, int | float):
                 raise ValueError(f"law {text!r}: {node.value!r} is not a number.")
-        elif not isinstance(node, ast.Expression | ast.Name | ast.Load | ast.BinOp | ast.UnaryOp | _OPERATORS):
+        elif not isinstance(node, _ALLOWED):
             raise ValueError(f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and exp, log, sqrt.")
     return tree
 

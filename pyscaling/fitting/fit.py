@@ -1,0 +1,340 @@
+"""`ps.fit`: a law and a table of runs in, parameters with their uncertainty and evidence out."""
+
+import ast
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyscaling import laws
+from pyscaling.expression import parse_expression
+from pyscaling.fitting.bootstrap import Bootstrap, _check_level, bootstrap
+from pyscaling.fitting.evidence import Evidence, gather
+from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
+from pyscaling.laws import Law
+from pyscaling.runs import Runs
+
+_AUTO_STARTS = 128
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A loss in nats per token with its interval; floats, or arrays of one shape."""
+
+    value: Any
+    low: Any
+    high: Any
+    level: float
+
+    def __iter__(self) -> Any:
+        return iter((self.value, self.low, self.high))
+
+
+def fit(
+    runs: Any,
+    law: str | Law = "chinchilla",
+    objective: str = "huber",
+    *,
+    delta: float = 1e-3,
+    residual: str = "log",
+    starts: Any = "auto",
+    weights: Any = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    tied: Sequence[Sequence[str]] | None = None,
+    threads: int | None = None,
+) -> "Fit":
+    """Fits a scaling law to runs.
+
+    runs: Runs, or anything Runs takes. law: a name (see `pyscaling laws`), an expression, or a Law.
+    objective: "huber" with `delta`, "lad" (least absolute deviations) or "gaussian" (least squares); a sum over runs.
+    residual: differences of "log" loss (Hoffmann et al. 2022, eq. 3) or of "raw" loss. starts: "auto", how many automatic
+    ones, or starts of your own: [count, P] or mappings of parameters. weights: a column or [n]. bounds: parameter ->
+    (low, high). fixed: parameter -> value. tied: groups of parameters that share one value, e.g. [("alpha", "beta")].
+    threads: default all cores; results do not depend on it.
+    Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
+    """
+    table = runs if isinstance(runs, Runs) else Runs(runs)
+    chosen = _tie(laws.get(law), tied)
+    problem = make_problem(
+        table,
+        chosen,
+        objective=objective,
+        delta=delta,
+        residual=residual,
+        weights=weights,
+        bounds=bounds,
+        fixed=fixed,
+        threads=threads,
+    )
+    if isinstance(starts, str) and starts != "auto":
+        raise ValueError(f'starts={starts!r} is unknown; give "auto", a number, or an array [count, {len(chosen.names)}].')
+    if isinstance(starts, str | int):
+        count = _AUTO_STARTS if isinstance(starts, str) else starts
+        if count < 1:
+            raise ValueError(f"starts must be at least 1, got {count}.")
+        theta = automatic_starts(problem, count)
+    else:
+        theta = given_starts(problem, starts)
+    solved = problem.solve(theta)
+    value = np.where(np.isfinite(solved["value"]) & (solved["status"] != 3), solved["value"], np.inf)
+    best = int(np.argmin(value))
+    if not np.isfinite(value[best]):
+        raise ValueError(
+            f"no start of {len(theta)} gave a finite loss for {chosen.name}; check the units of N, D and loss, or give `starts`."
+        )
+    # Of the starts that share the minimum, the one that solved it most exactly.
+    tied_best = np.flatnonzero(value <= value[best] * (1 + 1e-12))
+    best = int(tied_best[np.argmin(solved["gradient"][tied_best])])
+    evidence = gather(problem, theta, solved, best)
+    result = Fit(table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value))
+    if not evidence.trustworthy:
+        warnings.warn(f"fit of {chosen.name}: {'; '.join(evidence.concerns)}.", stacklevel=2)
+    return result
+
+
+class Fit:
+    """A fitted law.
+
+    params: name -> value. objective_value: the sum over runs of the objective. evidence: see Evidence. runs: the table.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        problem: Problem,
+        theta: np.ndarray,
+        core_value: float,
+        evidence: Evidence,
+        minima: np.ndarray,
+    ) -> None:
+        self.runs, self.problem, self.law, self.evidence = runs, problem, problem.law, evidence
+        self.theta, self._minima = theta, minima
+        self.params = dict(zip(self.law.names, problem.to_params(theta).tolist(), strict=True))
+        self.objective_value = core_value * problem.objective_scale()
+        self._cached_bootstrap: Bootstrap | None = None
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """Observed minus fitted, [n], in log loss or loss."""
+        value, _ = self.problem.value_and_jacobian(self.theta)
+        return self.problem.y - value
+
+    @property
+    def r2(self) -> float:
+        """1 - SS_residual / SS_total over the (weighted) runs, in the units of the residual."""
+        w, y = self.problem.weights, self.problem.y
+        total = np.sum(w * (y - np.average(y, weights=w)) ** 2)
+        return float(1 - np.sum(w * self.residuals**2) / total) if total > 0 else float("nan")
+
+    @property
+    def adjusted_r2(self) -> float:
+        """R^2 corrected for the number of parameters: 1 - (1 - R^2)(n - 1) / (n - p), p counting every free parameter."""
+        n = len(self.runs)
+        return 1 - (1 - self.r2) * (n - 1) / (n - self.problem.n_free)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a run about the law, with n - p degrees of freedom."""
+        w = self.problem.weights
+        share = np.sum(w * self.residuals**2) / np.sum(w)
+        return float(np.sqrt(share * len(self.runs) / (len(self.runs) - self.problem.n_free)))
+
+    def restarts(self, count: int) -> np.ndarray:
+        """The minimum and the next best ones that the fit met, at most `count`, as theta [k, P]."""
+        return self._minima[: max(1, count)]
+
+    def evaluate(self, params: Mapping[str, Any] | np.ndarray | None = None, **variables: Any) -> np.ndarray:
+        """The law at the fitted parameters, or at others: a mapping, or samples [R, P], which give [R, ...]."""
+        if params is None:
+            params = self.params
+        if not isinstance(params, Mapping):
+            samples = np.asarray(params, dtype=np.float64)
+            extra = max((np.ndim(v) for v in variables.values()), default=0)
+            params = {
+                name: samples[..., k].reshape(*samples.shape[:-1], *[1] * extra) for k, name in enumerate(self.law.names)
+            }
+        return self.law.evaluate(params, **variables)
+
+    def bootstrap(self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8) -> Bootstrap:
+        """Pairs bootstrap: n resamples of the runs, each refitted.
+
+        cluster: a column (or labels [n]) whose runs are drawn together, e.g. checkpoints of one training.
+        starts: each resample is refitted from up to so many distinct minima of the whole fit, the best is kept.
+        Results depend on seed alone, not on the number of threads. Raises ValueError for n < 2.
+        """
+        return bootstrap(self, n, cluster, seed, starts)
+
+    def predict(
+        self, *, level: float = 0.9, kind: str = "run", cluster: Any = None, n: int = 2000, seed: int = 0, **variables: Any
+    ) -> Prediction:
+        """The loss at N=..., D=... (scalars or arrays), with an interval.
+
+        kind: "run", the loss of a run not yet made: uncertainty of the curve plus a run's own noise; "mean", of the
+        curve alone. Both from n residual-bootstrap refits (Davison & Hinkley 1997, section 6.3.3), residuals inflated by
+        sqrt(n / (n - p)). cluster: a column whose runs share their noise (one sign for each cluster, the wild cluster
+        bootstrap of Cameron et al. 2008). Raises ValueError for a missing variable.
+        """
+        _check_level(level)
+        if kind not in ("run", "mean"):
+            raise ValueError(f'kind={kind!r} is unknown; "run" is a run not yet made, "mean" the curve.')
+        for name in self.law.variables:
+            if name in variables:
+                array = np.asarray(variables[name], dtype=np.float64)
+                if not np.all(np.isfinite(array) & (array > 0)):
+                    raise ValueError(f"{name} must be finite and positive to predict at, got {variables[name]!r}.")
+        value = np.asarray(self.evaluate(**variables))
+        samples, noise = self._residual_bootstrap(cluster, n, seed)
+        at_samples = np.asarray(self.evaluate(samples, **{k: np.asarray(v, dtype=float) for k, v in variables.items()}))
+        log = self.problem.residual == "log"
+        error = np.log(value) - np.log(at_samples) if log else value - at_samples
+        if kind == "run":
+            error = error + noise.reshape(-1, *[1] * value.ndim)
+        low, high = np.nanquantile(error, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
+        if value.ndim == 0:
+            return Prediction(float(value), float(low), float(high), level)
+        return Prediction(value, low, high, level)
+
+    def _residual_bootstrap(self, cluster: Any, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Parameters [R, P] refitted to resampled residuals, and a fresh run's noise [R]."""
+        generator = np.random.default_rng(seed)
+        count = len(self.runs)
+        inflated = self.residuals * np.sqrt(count / (count - self.problem.n_free))
+        fitted = self.problem.y - self.residuals
+        if cluster is None:
+            drawn = inflated[generator.integers(count, size=(n, count))]
+        else:
+            labels = self.runs[cluster] if isinstance(cluster, str) else np.asarray(cluster)
+            _, number = np.unique(labels, return_inverse=True)
+            drawn = inflated * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
+        solved = self.problem.solve(self.theta, n_resample=n, responses=fitted + drawn)
+        return self.problem.to_params(solved["theta"]), generator.choice(inflated, size=n) * generator.choice([-1.0, 1.0], size=n)
+
+    def _bootstrap_once(self) -> Bootstrap:
+        if self._cached_bootstrap is None:
+            self._cached_bootstrap = self.bootstrap(1000)
+        return self._cached_bootstrap
+
+    def summary(self, level: float = 0.95) -> str:
+        """A table of the fit; its first line says whether to believe it."""
+        verdict = "fit to be trusted as far as its intervals go" if self.evidence.trustworthy else "NOT TO BE TRUSTED"
+        boot = self._bootstrap_once()
+        lines = [
+            f"{self.law.name}: {verdict}",
+            f"  loss = {self.law.expression}",
+            f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} loss, objective "
+            f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}",
+            f"  {'parameter':>10} {'value':>12}   {level:.0%} interval (bootstrap)",
+        ]
+        for name, value in self.params.items():
+            low, high = boot.interval(name, level)
+            lines.append(f"  {name:>10} {value:>12.5g}   {low:.5g} .. {high:.5g}")
+        return "\n".join([*lines, f"  evidence: {self.evidence}"])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"Fit({self.law.name}, {', '.join(f'{k}={v:.5g}' for k, v in self.params.items())})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(self.summary())}</pre>"
+
+    def to_frame(self, level: float = 0.95) -> Any:
+        """One row a parameter: value, low, high."""
+        import pandas as pd
+
+        boot = self._bootstrap_once()
+        rows = {name: (value, *boot.interval(name, level)) for name, value in self.params.items()}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Law, parameters, 95 % intervals and evidence as JSON, also written to `path` if given."""
+        boot = self._bootstrap_once()
+        content = {
+            "law": self.law.name,
+            "expression": self.law.expression,
+            "n_runs": len(self.runs),
+            "objective": self.problem.objective,
+            "residual": self.problem.residual,
+            "objective_value": self.objective_value,
+            "params": self.params,
+            "intervals_95": {name: boot.interval(name) for name in self.params},
+            "r2": self.r2,
+            "adjusted_r2": self.adjusted_r2,
+            "evidence": {**asdict(self.evidence), "concerns": self.evidence.concerns},
+        }
+        # JSON knows no infinity; a condition number may be one
+        text = json.dumps(_finite(content), indent=1, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    def plot(self, ax: Any = None) -> Any:
+        """Observed loss against the law's first variable, one fitted curve for each value of the second; returns the Axes."""
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+        first, *rest = self.law.variables
+        x, loss = self.problem.variables[first], self.runs.loss
+        grid = np.geomspace(x.min(), x.max(), 100)
+        ax.plot(x, loss, "ok", markersize=3, label="runs")
+        levels = np.quantile(self.problem.variables[rest[0]], [0, 0.25, 0.5, 0.75, 1]) if rest else [None]
+        for level, style in zip(levels, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), strict=False):
+            at = {first: grid, **({} if level is None else {rest[0]: np.full_like(grid, level)})}
+            if len(rest) > 1:
+                at |= {name: np.full_like(grid, np.median(self.problem.variables[name])) for name in rest[1:]}
+            ax.plot(grid, self.evaluate(**at), linestyle=style, color="black", lw=1, label=f"{rest[0]} = {level:.3g}" if rest else "law")
+        ax.set(xscale="log", yscale="log", xlabel=first, ylabel="loss (nats per token)", title=self.law.name)
+        ax.legend(fontsize=8)
+        return ax
+
+
+def _distinct_minima(solved: Mapping[str, np.ndarray], value: np.ndarray) -> np.ndarray:
+    """theta of the distinct minima met, best first."""
+    order = np.lexsort((solved["gradient"], value))
+    chosen: list[int] = []
+    for k in order:
+        if not np.isfinite(value[k]) or len(chosen) == 16:
+            break
+        if not chosen or value[k] > value[chosen[-1]] * (1 + 1e-6):
+            chosen.append(int(k))
+    return solved["theta"][chosen]
+
+
+def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
+    """The law with each group of tied parameters replaced by its first one."""
+    if not tied:
+        return law
+    replacement: dict[str, str] = {}
+    for group in tied:
+        for name in group:
+            if name not in law.parameters:
+                raise ValueError(f"tied names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}.")
+        replacement |= {name: group[0] for name in group[1:]}
+    tree = parse_expression(law.expression)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            node.id = replacement.get(node.id, node.id)
+    kept = {name: domain for name, domain in law.parameters.items() if name not in replacement}
+    groups = ", ".join(" = ".join(group) for group in tied)
+    return Law(
+        ast.unparse(tree), variables=law.variables, name=f"{law.name} ({groups})", source=law.source, parameters=kept
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value if not isinstance(value, float) or np.isfinite(value) else None

@@ -1,0 +1,250 @@
+"""One law, one table and one objective, as the arrays that the C++ core takes.
+
+theta is the core's vector: logarithms of positive coefficients, exponents as they are (see laws.Parameter).
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from pyscaling import _core
+from pyscaling.fitting.tape import CompiledLaw, compile_law
+from pyscaling.laws import Law
+from pyscaling.runs import Runs
+
+Objective = Literal["huber", "lad", "gaussian"]
+Residual = Literal["log", "raw"]
+# Least absolute deviations are a Huber loss of a delta this share of the data's spread: the published estimates come
+# out to six digits, and a smaller one loses digits to rounding.
+_LAD_DELTA = 1e-9
+
+
+@dataclass(frozen=True)
+class Problem:
+    """law, variables (name -> [n]), y [n] in the residual's units, weights [n], bounds [P] in theta, delta."""
+
+    law: Law
+    variables: dict[str, np.ndarray]
+    y: np.ndarray
+    weights: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    objective: Objective
+    delta: float
+    residual: Residual
+    threads: int
+
+    @cached_property
+    def compiled(self) -> CompiledLaw:
+        return compile_law(self.law, self.residual == "log")
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        return self.compiled.columns(self.variables)
+
+    @property
+    def n_free(self) -> int:
+        return int(np.sum(self.lower < self.upper))
+
+    @cached_property
+    def spread(self) -> float:
+        """Size of a bad start's residual, where the shrinking of delta begins: 1 in log loss."""
+        return 1.0 if self.residual == "log" else float(np.mean(np.abs(self.y)))
+
+    @property
+    def core_delta(self) -> float:
+        return {"huber": self.delta, "lad": _LAD_DELTA * self.spread, "gaussian": math.inf}[self.objective]
+
+    def objective_scale(self) -> float:
+        """What the core's objective is multiplied by to give the one reported (absolute deviations are rho / delta)."""
+        return 1 / self.core_delta if self.objective == "lad" else 1.0
+
+    def solve(
+        self,
+        starts: np.ndarray,
+        *,
+        n_resample: int = 0,
+        cluster: np.ndarray | None = None,
+        responses: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample."""
+        return _core.fit_batch(
+            self.compiled.tape,
+            self.columns,
+            self.y if responses is None else responses,
+            self.weights,
+            np.atleast_2d(starts),
+            self.lower,
+            self.upper,
+            self.core_delta,
+            self.spread,
+            n_resample=n_resample,
+            cluster=cluster,
+            seed=seed,
+            threads=self.threads,
+        )
+
+    def value_and_jacobian(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The law (or its logarithm) [n] and its derivatives by theta [n, P]."""
+        value, jacobian = _core.jacobian(self.compiled.tape, self.columns, theta)
+        return value, jacobian.T
+
+    def to_theta(self, params: Mapping[str, Any]) -> np.ndarray:
+        return np.stack(
+            [
+                np.log(params[name]) if domain.logarithmic else np.asarray(params[name], dtype=float)
+                for name, domain in self.law.parameters.items()
+            ],
+            axis=-1,
+        )
+
+    def to_params(self, theta: np.ndarray) -> np.ndarray:
+        """theta [..., P] -> parameters in their own units [..., P]."""
+        logarithmic = [domain.logarithmic for domain in self.law.parameters.values()]
+        return np.where(logarithmic, np.exp(np.where(logarithmic, theta, 0.0)), theta)
+
+
+def make_problem(
+    runs: Runs,
+    law: Law,
+    *,
+    objective: str,
+    delta: float,
+    residual: str,
+    weights: Any,
+    bounds: Mapping[str, tuple[float, float]] | None,
+    fixed: Mapping[str, float] | None,
+    threads: int | None,
+) -> Problem:
+    """Checks every argument of a fit. Raises ValueError that names the argument, its value and the remedy."""
+    for argument, value, known in (("objective", objective, Objective), ("residual", residual, Residual)):
+        if value not in known.__args__:  # type: ignore[attr-defined]
+            raise ValueError(f"{argument}={value!r} is unknown; known are {', '.join(known.__args__)}.")  # type: ignore[attr-defined]
+    if not (isinstance(delta, int | float) and 0 < delta < math.inf):
+        raise ValueError(f"delta must be finite and positive, got {delta!r}; 1e-3 is usual on log loss.")
+    variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
+    for name, column in variables.items():
+        if not np.all(np.isfinite(column) & (column > 0)):
+            row = int(np.flatnonzero(~(np.isfinite(column) & (column > 0)))[0])
+            raise ValueError(f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}.")
+    loss = runs.loss
+    lower, upper = _bounds(law, dict(bounds or {}), dict(fixed or {}))
+    n_free = int(np.sum(lower < upper))
+    if len(runs) <= n_free:
+        raise ValueError(
+            f"{len(runs)} runs cannot determine the {n_free} free parameters of {law.name} ({', '.join(law.names)}); "
+            f"at least {n_free + 1} are needed. Add runs, fix parameters (fixed=...) or take a smaller law."
+        )
+    return Problem(
+        law=law,
+        variables=variables,
+        y=np.log(loss) if residual == "log" else loss.copy(),
+        weights=_weights(weights, runs),
+        lower=lower,
+        upper=upper,
+        objective=objective,  # type: ignore[arg-type]
+        delta=float(delta),
+        residual=residual,  # type: ignore[arg-type]
+        threads=threads if threads is not None else os.cpu_count() or 1,
+    )
+
+
+def _bounds(
+    law: Law, bounds: Mapping[str, tuple[float, float]], fixed: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    for argument, given in (("bounds", bounds), ("fixed", fixed)):
+        for name in given:
+            if name not in law.parameters:
+                raise ValueError(f"{argument} names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}.")
+    lower, upper = [], []
+    for name, domain in law.parameters.items():
+        low, high = (fixed[name], fixed[name]) if name in fixed else bounds.get(name, (-math.inf, math.inf))
+        if math.isnan(low) or math.isnan(high) or low > high:
+            raise ValueError(f"bounds of {name} must be (low, high) with low <= high, got ({low:g}, {high:g}).")
+        if domain.positive:
+            if high <= 0:
+                raise ValueError(f"{name} is positive in {law.name}; a bound or fixed value of {high:g} leaves nothing.")
+            low = max(low, 0.0)
+        if domain.logarithmic:
+            low, high = math.log(low) if low > 0 else -math.inf, math.log(high) if high < math.inf else math.inf
+        lower.append(low)
+        upper.append(high)
+    return np.array(lower), np.array(upper)
+
+
+def _weights(weights: Any, runs: Runs) -> np.ndarray:
+    if weights is None:
+        return np.ones(len(runs))
+    array = np.array(runs[weights] if isinstance(weights, str) else weights, dtype=np.float64)
+    if array.shape != (len(runs),):
+        raise ValueError(f"weights must have one entry per run ({len(runs)}), got shape {array.shape}.")
+    if not np.all(np.isfinite(array) & (array >= 0)) or not array.any():
+        raise ValueError("weights must be finite, none negative and not all zero.")
+    return array
+
+
+def automatic_starts(problem: Problem, count: int) -> np.ndarray:
+    """Space-filling starts [count, P] in the law's box.
+
+    Exponents fill their box; a floor is a share of the lowest loss; a coefficient is what gives its term a share of
+    the loss at the middle of the data; a scale lies anywhere from the data to a dozen decades beyond.
+    """
+    law, loss = problem.law, np.exp(problem.y) if problem.residual == "log" else problem.y
+    unit = _low_discrepancy(count, len(law.parameters))
+    middle = {name: float(np.exp(np.mean(np.log(column)))) for name, column in problem.variables.items()}
+    exponents = {
+        name: domain.low + (domain.high - domain.low) * unit[:, j] ** 2
+        for j, (name, domain) in enumerate(law.parameters.items())
+        if domain.role == "exponent"
+    }
+    starts = np.empty((count, len(law.parameters)))
+    for j, (name, domain) in enumerate(law.parameters.items()):
+        u = unit[:, j]
+        kind, *where = domain.role.split(":")
+        if kind == "exponent":
+            starts[:, j] = exponents[name]
+            continue
+        if kind == "floor":
+            log_value = np.log(loss.min()) + np.log(0.02) * (1 - u) ** 2 - 0.02
+        elif kind == "term":
+            exponent = exponents.get(where[1].lstrip("-"), np.full(count, 0.3))
+            sign = -1 if where[1].startswith("-") else 1
+            log_value = np.log(np.median(loss)) + np.log(0.02) * (1 - u) + sign * exponent * np.log(middle[where[0]])
+        else:
+            log_value = np.log(middle[where[0]]) + 12 * np.log(10) * u
+        starts[:, j] = log_value if domain.logarithmic else np.exp(log_value)
+    return np.clip(starts, problem.lower, problem.upper)
+
+
+def given_starts(problem: Problem, starts: Any) -> np.ndarray:
+    """A user's starts in their own units, [count, P] or a sequence of mappings, as theta."""
+    names = problem.law.names
+    if isinstance(starts, Mapping):
+        starts = [starts]
+    if isinstance(starts, Sequence) and all(isinstance(start, Mapping) for start in starts):
+        missing = [name for start in starts for name in names if name not in start]
+        if missing:
+            raise ValueError(f"starts lack the parameter {missing[0]!r}; each needs {', '.join(names)}.")
+        starts = [[start[name] for name in names] for start in starts]
+    array = np.atleast_2d(np.asarray(starts, dtype=np.float64))
+    if array.ndim != 2 or array.shape[1] != len(names) or not len(array):
+        raise ValueError(f"starts must be [count, {len(names)}] in the order {', '.join(names)}, got shape {array.shape}.")
+    for name, column in zip(names, array.T, strict=True):
+        if not np.all(np.isfinite(column)) or (problem.law.parameters[name].logarithmic and np.any(column <= 0)):
+            raise ValueError(f"starts of {name} must be finite{' and positive' if problem.law.parameters[name].positive else ''}.")
+    return np.clip(problem.to_theta(dict(zip(names, array.T, strict=True))), problem.lower, problem.upper)
+
+
+def _low_discrepancy(count: int, dimension: int) -> np.ndarray:
+    """Roberts' R sequence in [0, 1)^dimension: multiples of powers of the generalised golden ratio."""
+    ratio = 2.0
+    for _ in range(60):
+        ratio = (1 + ratio) ** (1 / (dimension + 1))
+    steps = ratio ** -np.arange(1, dimension + 1)
+    return (0.5 + np.outer(np.arange(1, count + 1), steps)) % 1.0

@@ -91,11 +91,13 @@ class FleetTransformer:
         n_member, n_row, d = x.shape
         qkv = ops.linear(x, p[f"{i}.qkv"], p.get(f"{i}.qkv_bias"))
         qkv = qkv.view(n_member * n_sequence, n_row // n_sequence, 3, shape.n_head, d // shape.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [M * B, n_head, T, head_dim]
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, M * B, n_head, T, head_dim]
+        qk, v = qkv[:2], qkv[2]
         if shape.position == "rope":
-            q, k = ops.rotary(q), ops.rotary(k)
+            qk = ops.rotary(qk)
         if shape.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+            qk = F.rms_norm(qk, qk.shape[-1:])
+        q, k = qk
         mixed = ops.attention(q, k, v).transpose(1, 2).reshape(n_member, n_row, d)
         return ops.linear(mixed, p[f"{i}.out"], p.get(f"{i}.out_bias"))
 

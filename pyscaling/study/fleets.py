@@ -14,6 +14,7 @@ from pyscaling.training.schedules import kaplan_learning_rate
 # Seconds a training token costs on one core: measured here, used only to order fleets and to start the ETA.
 _FLOPS_PER_SECOND = 4.5e10
 _SECONDS_PER_TOKEN = 4e-6
+_OTHERS_SHARE = 4  # distributions besides the main one are scored on a quarter of the tokens
 _REFERENCE_WIDTH = 64  # d_model at which [training] learning_rate is stated
 
 
@@ -36,10 +37,10 @@ def plan_fleets(spec: StudySpec, folder: Path) -> tuple[list[WorkItem], list[dic
         (
             tokens.name,
             cache_folder() / tokens.key / "validation.npy",
-            max(1, spec.evaluation.tokens // context),
-            max(1, spec.evaluation.curve_tokens // context),
+            max(1, spec.evaluation.tokens // context // share),
+            max(1, spec.evaluation.curve_tokens // context // share),
         )
-        for tokens in (main, *others)
+        for tokens, share in [(main, 1), *((tokens, _OTHERS_SHARE) for tokens in others)]
     )
     items: list[WorkItem] = []
     rows: list[dict[str, Any]] = []

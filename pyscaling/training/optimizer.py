@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyscaling.models.transformer import FleetTransformer
 
-
 class FleetAdamW:
     """AdamW (Loshchilov & Hutter 2019) with bias correction and clipping by each member's own gradient norm.
 
@@ -29,18 +28,17 @@ class FleetAdamW:
         embedding_rate: float = 1.0,
         eps: float = 1e-8,
     ) -> None:
-        def column(value: float | Tensor) -> Tensor:
-            return torch.as_tensor(value, dtype=torch.float32, device=model.device).expand(model.n_member).unsqueeze(1)
+        def per_member(value: float | Tensor) -> list[float]:
+            return torch.as_tensor(value, dtype=torch.float64).expand(model.n_member).tolist()
 
-        self.model, self.eps = model, eps
-        self.learning_rate, self.weight_decay, self.clip = column(learning_rate), column(weight_decay), column(clip)
-        self.beta1, self.beta2 = column(beta1), column(beta2)
-        self.rate_scale = torch.ones(model.flat.shape[1], device=model.device)
-        self.rate_scale[model.n_decayed :] = embedding_rate
+        self.model, self.eps, self.embedding_rate = model, eps, embedding_rate
+        self.learning_rate, self.weight_decay = per_member(learning_rate), per_member(weight_decay)
+        self.beta1, self.beta2 = per_member(beta1), per_member(beta2)
+        self.clip = torch.tensor(per_member(clip), dtype=torch.float32, device=model.device)
         self.exp_avg = torch.zeros_like(model.flat)
         self.exp_avg_sq = torch.zeros_like(model.flat)
-        self.alive = torch.ones(model.n_member, 1, dtype=torch.bool, device=model.device)
-        self.failed_step = torch.full((model.n_member, 1), -1, dtype=torch.int64, device=model.device)
+        self.alive = torch.ones(model.n_member, dtype=torch.bool, device=model.device)
+        self.failed_step = torch.full((model.n_member,), -1, dtype=torch.int64, device=model.device)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; the tensors themselves, not copies."""
@@ -63,20 +61,24 @@ class FleetAdamW:
 
         loss: [M], of this step; step: 0-based count of updates so far, for the bias correction.
         """
-        gradient = self.model.gradient
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        finite = torch.isfinite(norm) & torch.isfinite(loss.view(-1, 1))
+        norm = torch.linalg.vector_norm(self.model.gradient, dim=1)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
         self.failed_step.copy_(torch.where(self.alive & ~finite, step, self.failed_step))
         self.alive &= finite
-        gradient.masked_fill_(~self.alive, 0.0)
-        gradient.mul_((self.clip / norm.clamp(min=1e-12)).nan_to_num(0.0).clamp(max=1.0))
-        self.exp_avg.lerp_(gradient, 1 - self.beta1)
-        # the gradient is scratch from here on: the next backward overwrites it
-        self.exp_avg_sq.mul_(self.beta2).add_(gradient.square_().mul_(1 - self.beta2))
-        rate = self.learning_rate * factor * self.alive
-        decayed = self.model.flat[:, : self.model.n_decayed]
-        decayed.mul_(1 - rate * self.weight_decay)
-        torch.div(self.exp_avg_sq, 1 - self.beta2 ** (step + 1), out=gradient).sqrt_().add_(self.eps)
-        torch.div(self.exp_avg, gradient, out=gradient).mul_(self.rate_scale)
-        self.model.flat.sub_(gradient.mul_(rate / (1 - self.beta1 ** (step + 1))))
-        return norm.squeeze(1)
+        # What automatic mixed precision uses to unscale a gradient and to skip a bad one serves to clip and to stop.
+        shrink, skip = (norm / self.clip).nan_to_num(1.0).clamp(min=1.0), (~self.alive).float()
+        count = torch.full((), step + 1.0, device=self.model.device)
+        matrices, rest = slice(0, self.model.n_decayed), slice(self.model.n_decayed, None)
+        for member in range(self.model.n_member):
+            rate = self.learning_rate[member] * factor
+            for columns, lr, decay in (
+                (matrices, rate, self.weight_decay[member]),
+                (rest, rate * self.embedding_rate, 0.0),
+            ):
+                arrays = (self.model.flat, self.model.gradient, self.exp_avg, self.exp_avg_sq)
+                torch._fused_adamw_(  # what torch.optim.AdamW(fused=True) calls, without its bookkeeping
+                    *([array[member, columns]] for array in arrays), [], [count],
+                    lr=lr, beta1=self.beta1[member], beta2=self.beta2[member], weight_decay=decay, eps=self.eps,
+                    amsgrad=False, maximize=False, grad_scale=shrink[member], found_inf=skip[member],
+                )  # fmt: skip
+        return norm

@@ -6,6 +6,7 @@ exits with 2.
 
 import contextlib
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from pyscaling.fitting import Fit
-    from pyscaling.report.analysis import Analysis, FittedLaw, HeldOutTest
+    from pyscaling.report.analysis import Analysis, HeldOutTest
     from pyscaling.runs import Runs
 
 app = typer.Typer(
@@ -44,9 +45,16 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help=
 
 @contextlib.contextmanager
 def one_clear_message() -> Iterator[None]:
-    """Turns errors that a user can mend into one message on stderr and exit code 2."""
+    """Turns errors that a user can mend into one message on stderr and exit code 2.
+
+    Warnings of fits are dropped: their evidence, which says the same, is always printed.
+    """
+    import warnings
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fit of ", category=UserWarning)
+            yield
     except (ValueError, OSError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
@@ -307,9 +315,9 @@ def _print_held_out(test: "HeldOutTest") -> None:
     from pyscaling.planning.result import format_count
 
     console = _console()
+    largest = format_count(test.largest_N)
     console.print(
-        f"[bold]Held-out test[/bold]: {_plain(test.law)} fitted without N = {format_count(test.largest_N)}, the largest model",
-        highlight=False,
+        f"[bold]Held-out test[/bold]: {_plain(test.law)} fitted to all but the largest N = {largest}", highlight=False
     )
     table = _table("D", "predicted L", f"{test.level:.0%} interval", "achieved L", "error", "")
     for run in test.runs:
@@ -331,25 +339,27 @@ def _print_laws(analysis: "Analysis") -> None:
         return
     console = _console()
     console.print(f"[bold]Fitted laws[/bold], {analysis.laws[0].level:.0%} intervals", highlight=False)
-    table = _table("law", "fitted to", "parameters", "adj. R²")
+    table = _table("law, data, adjusted R²", "", "value", "interval")
     for law in analysis.laws:
-        table.add_row(
-            _plain(law.name), f"{law.data}, {len(law.fit.runs)} runs", _parameters(law), f"{law.fit.adjusted_r2:.4f}"
+        about = (
+            f"[bold]{_plain(law.name)}[/bold]",
+            f"{law.data}, {len(law.fit.runs)}",
+            f"R² {law.fit.adjusted_r2:.4f}",
         )
+        rows = [
+            (name, f"{value:.4g}", _plain("[{:.3g}, {:.3g}]".format(*law.intervals[name])))
+            for name, value in law.fit.params.items()
+        ]
+        for left, right in zip_longest(about, rows):
+            table.add_row(left or "", *(right or ()))
+        table.add_section()
     console.print(table)
-    if analysis.main is not None:
-        console.print(f"{_plain(analysis.main.name)}: {_plain(analysis.main.evidence)}", highlight=False)
+    for law in analysis.laws:
+        if law is analysis.main or not law.fit.evidence.trustworthy:
+            console.print(f"{_plain(law.name)}: {_plain(law.evidence)}", highlight=False)
     if analysis.seed_noise is not None:
         console.print(f"seed noise: {analysis.seed_noise.sigma:.2%} of the loss", highlight=False)
     console.print()
-
-
-def _parameters(law: "FittedLaw") -> str:
-    lines = []
-    for name, value in law.fit.params.items():
-        low, high = law.intervals[name]
-        lines.append(_plain(f"{name} = {value:.4g} [{low:.3g}, {high:.3g}]"))
-    return "\n".join(lines)
 
 
 def _console() -> Any:

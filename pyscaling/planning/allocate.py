@@ -61,7 +61,7 @@ def plan(
     boot = fit.bootstrap(bootstrap, seed=seed) if isinstance(bootstrap, int) else bootstrap
     samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))
     N_samples = best_N(fit.law, samples, C, SMALLEST_N, highest)
-    N_low, N_high = np.quantile(N_samples, [0.5 - level / 2, 0.5 + level / 2])
+    N_low, N_high = np.nanquantile(N_samples, [0.5 - level / 2, 0.5 + level / 2])
     D = C / (FLOPS_PER_PARAMETER_TOKEN * N)
     predicted = fit.predict(N=N, D=D, level=level, kind="run")
     loss = Quantity(float(predicted.value), float(predicted.low), float(predicted.high))
@@ -80,7 +80,7 @@ def plan(
 
     def isoflop(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         curves = loss_at(fit.law, samples, at[None], C)
-        low, high = np.quantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        low, high = np.nanquantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         return loss_at(fit.law, point, at[None], C)[0], low, high
 
     return Plan(
@@ -110,8 +110,8 @@ def _check_budget(C: float, highest: float, context: int) -> None:
 
 def _warnings(fit: Any, N: float, D: float, extrapolation: float, at_edge: float) -> list[str]:
     warnings = []
-    if not getattr(fit.evidence, "trusted", True):
-        warnings.append("the fit itself is not to be trusted: see fit.evidence")
+    if not fit.evidence.trustworthy:
+        warnings.append(f"the fit itself is not to be trusted: {'; '.join(fit.evidence.concerns)}")
     for factor in (100, 10):
         if extrapolation > factor:
             warnings.append(

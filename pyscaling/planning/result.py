@@ -184,30 +184,44 @@ class Plan:
 
     def plot(self, ax: Any = None) -> Any:
         """Loss against N at the plan's compute, with band, optimum and the region within 1 %; a matplotlib Axes."""
-        import matplotlib.pyplot as plt
-
         if ax is None:
-            ax = plt.figure(figsize=(6.4, 4.2), dpi=150, layout="constrained").add_subplot()
-        region = self.region(0.01)
-        half = max(
-            np.log(region.N_high / self.N.value), np.log(self.N.value / region.N_low), np.log(self.N.high / self.N.low)
-        )
-        N = self.N.value * np.exp(np.linspace(-1.6, 1.6, 161) * max(half, 0.7))
+            import matplotlib.pyplot as plt
+
+            ax = plt.figure(figsize=(6.4, 4.4), dpi=150, layout="constrained").add_subplot()
+        region, best = self.region(0.01), self.N.value
+        half = np.log(max(region.N_high / best, best / region.N_low, self.N.high / best, best / self.N.low, 2.0))
+        N = best * np.exp(np.linspace(-1.5, 1.5, 201) * min(half, 8.0))
         value, low, high = self._isoflop(N)
-        ax.fill_between(N, low, high, color="0.85", lw=0, label=f"{self.level:.0%} band of the curve")
-        ax.plot(N, value, color="C0", lw=1.8, label=f"L(N, C/6N), C = {self.compute:.3g} FLOPs")
-        ax.axvspan(region.N_low, region.N_high, facecolor="none", edgecolor="0.55", hatch="//", lw=0.5, alpha=0.5,
-                   label="loss within 1 % of the best")  # fmt: skip
-        best = float(self._isoflop(np.array([self.N.value]))[0][0])
-        error = [[self.N.value - self.N.low], [self.N.high - self.N.value]]
-        ax.errorbar(self.N.value, best, xerr=error, fmt="ok", capsize=3, ms=5, zorder=5,
-                    label=f"best N = {format_count(self.N.value)}")  # fmt: skip
+        within = (region.N_low <= N) & (region.N_high >= N)
+        ax.fill_between(N, low, high, color="0.88", lw=0, label=f"{self.level:.0%} band of the curve")
+        ax.plot(N, value, "k--", lw=1.1, label=f"L(N, C/6N) at C = {self.compute:.3g} FLOPs")
+        ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label="within 1 % of the best loss")
+        at_best = float(self._isoflop(np.array([best]))[0][0])
+        error = [[max(best - self.N.low, 0.0)], [max(self.N.high - best, 0.0)]]
+        ax.errorbar(best, at_best, xerr=error, fmt="ok", mfc="w", capsize=4, ms=6, zorder=5,
+                    label=f"best N = {format_count(best)}, {self.level:.0%} interval")  # fmt: skip
         ax.set_xscale("log")
         ax.set_xlim(N[0], N[-1])
+        ax.set_ylim(min(value.min() - 0.2 * np.ptp(value), low.min()), value.max() + 0.05 * np.ptp(value))
+        log_count_axis(ax)
         ax.set_xlabel("N, non-embedding parameters")
         ax.set_ylabel("L, nats per token")
-        ax.legend(fontsize=8, frameon=False)
+        ax.legend(fontsize=8, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         return ax
+
+
+def log_count_axis(ax: Any) -> None:
+    """A logarithmic x axis of counts, its ticks written as people say them: 200 k, 500 k, 1 M."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    decades = np.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 2.3 else (1.0, 3.0) if decades < 4.2 else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=99 if decades < 7 else 8))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    ax.xaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def format_count(value: float) -> str:

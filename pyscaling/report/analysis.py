@@ -68,7 +68,7 @@ class HeldOutTest:
         """One sentence that says plainly whether the test is passed, and why not."""
         error = abs(self.final.relative_error)
         within = f"{'within' if error <= TOLERANCE else 'outside'} {TOLERANCE:.0%} (error {error:.2%})"
-        place = f"{'inside' if self.final.inside else 'outside'} its {self.level:.0%} prediction interval"
+        place = f"lies {'inside' if self.final.inside else 'outside'} its {self.level:.0%} prediction interval"
         join = "and" if (error <= TOLERANCE) == self.final.inside else "but"
         return f"{'PASS' if self.passed else 'FAIL'}: the prediction is {within} {join} the achieved loss {place}."
 
@@ -135,25 +135,25 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     runs = study.runs
     problems: list[str] = []
 
-    def attempt(what: str, action: Callable[[], Any]) -> Any:
+    def attempt(what: str, action: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return action()
+            return action(*arguments)
         except ValueError as error:
             problems.append(f"{what}: {error}")
             return None
 
     law = study.spec.law
-    tests = attempt("held-out test", lambda: held_out_test(runs, law, level=level))
+    tests = attempt("held-out test", held_out_test, runs, law, level)
     laws = []
     for data, name, part in parts_to_fit(runs, law):
-        fitted = attempt(f"{name} on {data}", lambda d=data, n=name, p=part: fit_law(d, n, p, level, bootstrap))
+        fitted = attempt(f"{name} on {data}", fit_law, data, name, part, level, bootstrap)
         if fitted is not None:
             laws.append(fitted)
     main = next((fitted for fitted in laws if fitted.name == law), None)
     noise_scale = read_table(study.folder, "noise_scale")
     planned = None
     if main is not None:
-        planned = attempt("plan", lambda: plan_tenfold(study, main.fit, noise_scale, level, bootstrap))
+        planned = attempt("plan", plan_tenfold, study, main.fit, noise_scale, level, bootstrap)
     facts = read_table(study.folder, "study")
     failed = [
         (run_id, reason or "no reason recorded")
@@ -179,7 +179,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     )
 
 
-def held_out_test(runs: Runs, law: str = "chinchilla", *, level: float = 0.9) -> HeldOutTest:
+def held_out_test(runs: Runs, law: str = "chinchilla", level: float = 0.9) -> HeldOutTest:
     """Fits `law` on all but the largest model and predicts each budget of the largest.
 
     The interval is that of a single run not yet made. Raises ValueError if fewer than two sizes are left to fit.
@@ -204,7 +204,8 @@ def held_out_test(runs: Runs, law: str = "chinchilla", *, level: float = 0.9) ->
 
 def parts_to_fit(runs: Runs, law: str) -> list[tuple[str, str, Runs]]:
     """(what data, law, its runs): the laws of N and D on everything, and each law of one variable on its limit."""
-    efficient = runs.select(efficient_mask(runs))
+    means = seed_means(runs)
+    efficient = means.select(efficient_mask(means))
     both = [law, *(other for other in ("chinchilla", "kaplan_ND") if other != law)]
     return [
         *(("all runs", name, runs) for name in both),
@@ -220,6 +221,15 @@ def common_largest_D(runs: Runs) -> float:
     budgets = np.unique(runs.D)
     sizes = np.array([len(np.unique(runs.N[runs.D == D])) for D in budgets])
     return float(budgets[sizes == sizes.max()][-1])
+
+
+def seed_means(runs: Runs) -> Runs:
+    """N, D, C and the mean loss over seeds: the luckiest of several seeds is no model's loss."""
+    cells, cell = np.unique(np.stack([runs.N, runs.D]), axis=1, return_inverse=True)
+    cell = cell.reshape(-1)
+    mean = np.bincount(cell, weights=runs.loss) / np.bincount(cell)
+    C = np.bincount(cell, weights=runs.C) / np.bincount(cell)
+    return Runs({"N": cells[0], "D": cells[1], "C": C, "loss": mean})
 
 
 def efficient_mask(runs: Runs) -> NDArray[np.bool_]:

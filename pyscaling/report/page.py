@@ -51,7 +51,7 @@ def write_report(folder: str | Path, *, analysis: Analysis | None = None) -> Pat
     Raises StudyError or ValueError if the folder holds no study or no finished run.
     """
     analysis = analysis or analyse(folder)
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(plots.STYLE):  # type: ignore[arg-type]  # the stub lists every key
         body = "\n".join(
             (
                 _head(analysis),

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from pyscaling.fitting import Fit
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, best_N
-from pyscaling.planning.result import format_count
-from pyscaling.report.analysis import Analysis, Array, FittedLaw, HeldOutTest, efficient_mask
+from pyscaling.planning.result import format_count, log_count_axis
+from pyscaling.report.analysis import Analysis, Array, FittedLaw, HeldOutTest, efficient_mask, seed_means
 from pyscaling.runs import Runs
 
 STYLE: dict[str, Any] = {
@@ -33,7 +33,7 @@ STYLE: dict[str, Any] = {
 }
 _MARKERS = "os^Dv<>Pph*X"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)))
-_BAND = {"color": "0.85", "lw": 0, "zorder": 0}
+_BAND: dict[str, Any] = {"color": "0.85", "lw": 0, "zorder": 0}
 
 
 def series(keys: Iterable[float]) -> Iterator[tuple[float, dict[str, Any]]]:
@@ -45,23 +45,30 @@ def series(keys: Iterable[float]) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def held_out(test: HeldOutTest) -> Figure:
-    """Achieved losses of the largest model on the curve and interval that the smaller models predict."""
-    figure, ax = new_figure(6.6, 3.8)
+    """Achieved losses of the largest model and what smaller models predict; below, the difference in per cent."""
+    figure = Figure(figsize=(6.6, 5.0), layout="constrained", dpi=STYLE["figure.dpi"])
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     D = np.array([run.D for run in test.runs])
-    at = np.geomspace(D.min() * 0.9, D.max() * 1.1, 80)
+    achieved = np.array([run.achieved for run in test.runs])
+    at = np.geomspace(D.min() / 1.15, D.max() * 1.15, 80)
     curve = test.fit.predict(N=np.full_like(at, test.largest_N), D=at, level=test.level, kind="run")
-    ax.fill_between(at, curve.low, curve.high, label=f"{test.level:.0%} prediction interval", **_BAND)
-    ax.plot(at, curve.value, "k--", label=f"predicted from smaller models ({test.law})")
     rest = test.fit.runs
-    ax.plot(rest.D, rest.loss, ".", color="0.6", ms=3, label="smaller models (fitted)")
-    ax.plot(
-        D, [run.achieved for run in test.runs], "ko", mfc="w", label=f"N = {format_count(test.largest_N)}, achieved"
-    )
-    final = test.final
-    ax.plot(final.D, final.achieved, "ko", ms=7, label="the test: largest D")
-    _log_x(ax, "D, training tokens")
-    ax.set_ylabel("L, nats per token")
-    ax.legend(loc="upper right")
+    above.plot(rest.D, rest.loss, "x", color="0.6", ms=3, label="smaller models (fitted)")
+    above.plot(at, curve.value, "k--", label=f"predicted by {test.law}")
+    below.axhline(0, color="k", ls="--", lw=1.4)
+    band = [100 * (np.asarray(edge) / curve.value - 1) for edge in (curve.low, curve.high)]
+    below.fill_between(at, *band, label=f"{test.level:.0%} prediction interval", **_BAND)
+    for ax, y in ((above, achieved), (below, 100 * np.array([run.achieved / run.predicted - 1 for run in test.runs]))):
+        ax.plot(D, y, "ko", mfc="w", label=f"largest model, N = {format_count(test.largest_N)}")
+        ax.plot(D[-1], y[-1], "ko", ms=7, label="the test: its largest D")
+    above.set_ylabel("L, nats per token")
+    below.set_ylabel("achieved − predicted, %")
+    below.set_xlim(at[0], at[-1])
+    log_count_axis(below)
+    below.set_xlabel("D, training tokens")
+    handles = dict(zip(*reversed(above.get_legend_handles_labels()), strict=True))
+    handles |= dict(zip(*reversed(below.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -81,16 +88,17 @@ def _loss_against(runs: Runs, fitted: Fit | None, level: float, x: str, key: str
     if len(keys) > 6:
         keys = keys[np.unique(np.linspace(0, len(keys) - 1, 6).round().astype(int))]
     span = np.geomspace(runs[x].min() / 1.25, runs[x].max() * 1.25, 80)
-    for value, style in series(keys):
+    grid = {x: np.tile(span, (len(keys), 1)), key: np.tile(keys[:, None], (1, len(span)))}  # [key, x]
+    curve = fitted.predict(level=level, kind="mean", N=grid["N"], D=grid["D"]) if fitted is not None else None
+    for i, (value, style) in enumerate(series(keys)):
         points = runs.select(runs[key] == value)
-        if fitted is not None:
-            variables = {x: span, key: np.full_like(span, value)}
-            curve = fitted.predict(**variables, level=level, kind="mean")
-            ax.fill_between(span, curve.low, curve.high, alpha=0.25, color=style["color"], lw=0)
-            ax.plot(span, curve.value, color=style["color"], ls=style["linestyle"])
+        if curve is not None:
+            ax.fill_between(span, curve.low[i], curve.high[i], alpha=0.25, color=style["color"], lw=0)
+            ax.plot(span, curve.value[i], color=style["color"], ls=style["linestyle"])
         ax.plot(points[x], points.loss, color=style["color"], marker=style["marker"], ls="none", mec="k", mew=0.4)
         ax.plot([], [], **style, mec="k", mew=0.4, label=f"{key} = {format_count(value)}")
-    _log_x(ax, label)
+    log_count_axis(ax)
+    ax.set_xlabel(label)
     _log_loss(ax)
     figure.legend(loc="outside right upper")
     return figure
@@ -99,19 +107,20 @@ def _loss_against(runs: Runs, fitted: Fit | None, level: float, x: str, key: str
 def loss_against_C(runs: Runs, fitted: Fit | None, frontier: FittedLaw | None, level: float) -> Figure:
     """Loss against compute: every run, the efficient ones, and the frontier min over N of L(N, C/6N)."""
     figure, ax = new_figure(6.6, 4.2)
-    for N, style in series(np.unique(runs.N)):
-        points = runs.select(runs.N == N)
+    for size, style in series(np.unique(runs.N)):
+        points = runs.select(size == runs.N)
         order = np.lexsort((points.loss, points.C))
         ax.plot(points.C[order], points.loss[order], lw=0.6, alpha=0.9, mec="k", mew=0.4,
-                **{**style, "linestyle": "-"}, label=f"N = {format_count(N)}")  # fmt: skip
+                **{**style, "linestyle": "-"}, label=f"N = {format_count(size)}")  # fmt: skip
     C = np.geomspace(runs.C.min(), runs.C.max() * 10, 60)
     if fitted is not None:
-        N, curve, low, high = efficient_frontier(fitted, C, level)
+        _, curve, low, high = efficient_frontier(fitted, C, level)
         ax.fill_between(C, low, high, **_BAND)
         ax.plot(C, curve, "k--", lw=1.8, label="min over N of L(N, C/6N)")
     if frontier is not None:
         ax.plot(C, frontier.fit.predict(C=C, level=level, kind="mean").value, "k:", lw=1.3, label="E + A/C^alpha")
-    efficient = runs.select(efficient_mask(runs))
+    means = seed_means(runs)
+    efficient = means.select(efficient_mask(means))
     ax.plot(efficient.C, efficient.loss, "o", ms=9, mfc="none", mec="k", mew=0.8, label="efficient runs")
     ax.axvline(runs.C.max(), color="0.4", lw=0.8, ls=(0, (1, 2)))
     ax.text(
@@ -137,7 +146,8 @@ def frontier(runs: Runs, fitted: Fit) -> Figure:
     C = np.geomspace(runs.C.min(), runs.C.max() * 10, 60)
     N, *_ = efficient_frontier(fitted, C, 0.9)
     ax.plot(runs.C, runs.N, "o", color="0.65", mfc="none", ms=4, label="runs")
-    efficient = runs.select(efficient_mask(runs))
+    means = seed_means(runs)
+    efficient = means.select(efficient_mask(means))
     ax.plot(efficient.C, efficient.N, "ko", ms=5, label="efficient runs")
     ax.plot(C, N, "k-", label="best N")
     ax.plot(C, C / (FLOPS_PER_PARAMETER_TOKEN * N), "k--", label="best D = C/6N")
@@ -164,9 +174,10 @@ def learning_curves(analysis: Analysis) -> Figure:
         ends = analysis.runs.select(analysis.runs.N == N)
         ax.plot(ends.D, ends.loss, color=style["color"], marker=style["marker"], ls="none", mec="k", mew=0.4)
         ax.plot([], [], **style, mec="k", mew=0.4, label=f"N = {format_count(N)}")
-    _log_x(ax, "tokens")
+    log_count_axis(ax)
+    ax.set_xlabel("tokens")
     _log_loss(ax, "loss, nats per token (lines: training batch; marks: final validation)")
-    ax.yaxis.label.set_size(8)
+    ax.yaxis.label.set_fontsize(8)
     figure.legend(loc="outside right upper")
     return figure
 
@@ -181,7 +192,8 @@ def residuals(fitted: Fit, runs: Runs, noise: float | None) -> Figure:
             ax.axhspan(-200 * noise, 200 * noise, label="± 2 seed noise", **_BAND)
         ax.axhline(0, color="k", lw=0.8)
         ax.plot(runs[x], percent, "ko", mfc="none", ms=4)
-        _log_x(ax, label)
+        log_count_axis(ax)
+        ax.set_xlabel(label)
     axes[0].set_ylabel("ln L − ln prediction, %")
     if noise is not None:
         axes[0].legend(loc="best")

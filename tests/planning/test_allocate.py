@@ -38,7 +38,7 @@ class KnownFit:
         trusted: bool = True,
     ) -> None:
         self.law, self.params = law, params
-        self.evidence = types.SimpleNamespace(trusted=trusted)
+        self.evidence = types.SimpleNamespace(trustworthy=trusted, concerns=["it is made up"])
         N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 6), np.geomspace(1e9, 1e12, 6)))
         self.runs = Runs({"N": N, "D": D})
         self.spread = spread

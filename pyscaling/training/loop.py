@@ -25,6 +25,7 @@ from pyscaling.models.transformer import FleetTransformer
 from pyscaling.training.noise_scale import measure_noise_scale
 from pyscaling.training.optimizer import FleetAdamW
 from pyscaling.training.schedules import Schedule, rate_factor
+from pyscaling.training.segments import branch_segments
 
 Emit = Callable[[str, dict[str, Any]], None]
 
@@ -86,15 +87,7 @@ class FleetJob:
     @property
     def segments(self) -> list[tuple[int, int, int]]:
         """(steps of the trunk to take, steps of the branch, budget in steps) for each budget."""
-        out, reached = [], 0
-        for budget in self.budgets:
-            steps = budget // self.batch_tokens
-            decay = max(1, round(self.decay_fraction * steps)) if self.schedule == "wsd" else 0
-            out.append((steps - decay - reached, decay, steps))
-            reached = steps - decay
-        if any(trunk < 0 for trunk, _, _ in out):
-            raise ValueError(f"budgets {self.budgets} lie so close that a branch starts before the one below it.")
-        return out
+        return branch_segments(self.budgets, self.batch_tokens, self.decay_fraction if self.schedule == "wsd" else 0.0)
 
     @property
     def total_steps(self) -> int:
@@ -155,7 +148,8 @@ class _Trainer:
         self.evaluations = evaluations
         self.device = torch.device(device)
         self.orders = [
-            BatchOrder(tokens, context=job.shape.context, batch_tokens=job.batch_tokens, seed=seed) for seed in job.seeds
+            BatchOrder(tokens, context=job.shape.context, batch_tokens=job.batch_tokens, seed=seed)
+            for seed in job.seeds
         ]
         self.model = FleetTransformer(job.shape, job.seeds, device)
         self.optimizer = FleetAdamW(
@@ -235,7 +229,13 @@ class _Trainer:
             for name, (score, n_tokens) in scores.items():
                 self.emit(
                     "evaluation",
-                    {"run_id": trunk_id, "tokens": tokens, "distribution": name, "loss": score[member], "n_tokens": n_tokens},
+                    {
+                        "run_id": trunk_id,
+                        "tokens": tokens,
+                        "distribution": name,
+                        "loss": score[member],
+                        "n_tokens": n_tokens,
+                    },
                 )
         self.loss_sum.zero_()
         cursor.loss_count = 0
@@ -283,7 +283,9 @@ class _Trainer:
                     if at >= 0
                     else "the loss on the validation text is not finite"
                 )
-                self.emit("failed", {"run_id": run_id, "reason": f"{reason} (learning rate {job.learning_rates[member]:.3g})"})
+                self.emit(
+                    "failed", {"run_id": run_id, "reason": f"{reason} (learning rate {job.learning_rates[member]:.3g})"}
+                )
                 continue
             for name, (score, n_tokens) in scores.items():
                 self.emit(

@@ -39,7 +39,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from pyscaling import accounting, fitting, kernels, laws, planning, report
-    from pyscaling.fitting import Fit, fit
+    from pyscaling.fitting import Fit, fit  # type: ignore[no-redef]  # the function, not its module
     from pyscaling.laws import Law
     from pyscaling.planning import Plan, plan
     from pyscaling.runs import Runs, read_runs

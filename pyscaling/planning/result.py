@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -210,18 +210,19 @@ class Plan:
         return ax
 
 
-def log_count_axis(ax: Any) -> None:
-    """A logarithmic x axis of counts, its ticks written as people say them: 200 k, 500 k, 1 M."""
+def log_count_axis(ax: Any, which: Literal["x", "y"] = "x") -> None:
+    """A logarithmic axis of counts, its ticks written as people say them: 200 k, 500 k, 1 M."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    ax.set(**{f"{which}scale": "log"})
+    low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)
     subs = (1.0, 2.0, 5.0) if decades < 2.3 else (1.0, 3.0) if decades < 4.2 else (1.0,)
-    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=99 if decades < 7 else 8))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    ax.xaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=subs, numticks=99 if decades < 7 else 8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def format_count(value: float) -> str:

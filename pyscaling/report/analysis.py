@@ -20,6 +20,7 @@ from pyscaling.study.store import read_table
 Array = NDArray[np.float64]
 Columns = dict[str, list[Any]]
 
+TEST_LAW = "chinchilla"  # the verdict is this law's; other laws are shown beside it
 TOLERANCE = 0.02  # the largest model's final loss counts as predicted within this relative error
 
 
@@ -103,11 +104,17 @@ class SeedNoise:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that the report shows. problems: what could not be done, each with its reason."""
+    """Everything that the report shows.
+
+    held_out: the test by TEST_LAW, whatever law the study is set to, so that the verdict does not depend on which law
+    did best. other_tests: the same test by every other law of N and D that was tried. main: the study's own law.
+    problems: what could not be done, each with its reason.
+    """
 
     study: Study
     runs: Runs
     held_out: HeldOutTest | None
+    other_tests: tuple[HeldOutTest, ...]
     laws: tuple[FittedLaw, ...]
     main: FittedLaw | None
     seed_noise: SeedNoise | None
@@ -143,7 +150,9 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
             return None
 
     law = study.spec.law
-    tests = attempt("held-out test", held_out_test, runs, law, level)
+    tests = attempt("held-out test", held_out_test, runs, TEST_LAW, level)
+    rivals = [name for name in laws_of_N_and_D(law) if name != TEST_LAW]
+    others = [attempt(f"held-out test of {name}", held_out_test, runs, name, level) for name in rivals]
     laws = []
     for data, name, part in parts_to_fit(runs, law):
         fitted = attempt(f"{name} on {data}", fit_law, data, name, part, level, bootstrap)
@@ -164,6 +173,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
         study=study,
         runs=runs,
         held_out=tests,
+        other_tests=tuple(test for test in others if test is not None),
         laws=tuple(laws),
         main=main,
         seed_noise=seed_noise(runs),
@@ -179,7 +189,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     )
 
 
-def held_out_test(runs: Runs, law: str = "chinchilla", level: float = 0.9) -> HeldOutTest:
+def held_out_test(runs: Runs, law: str = TEST_LAW, level: float = 0.9) -> HeldOutTest:
     """Fits `law` on all but the largest model and predicts each budget of the largest.
 
     The interval is that of a single run not yet made. Raises ValueError if fewer than two sizes are left to fit.
@@ -202,13 +212,17 @@ def held_out_test(runs: Runs, law: str = "chinchilla", level: float = 0.9) -> He
     return HeldOutTest(law, level, fitted, float(largest), tuple(rows))
 
 
+def laws_of_N_and_D(law: str) -> list[str]:
+    """The study's law and those that it is compared with."""
+    return [law, *(other for other in ("chinchilla", "kaplan_ND") if other != law)]
+
+
 def parts_to_fit(runs: Runs, law: str) -> list[tuple[str, str, Runs]]:
     """(what data, law, its runs): the laws of N and D on everything, and each law of one variable on its limit."""
     means = seed_means(runs)
     efficient = means.select(efficient_mask(means))
-    both = [law, *(other for other in ("chinchilla", "kaplan_ND") if other != law)]
     return [
-        *(("all runs", name, runs) for name in both),
+        *(("all runs", name, runs) for name in laws_of_N_and_D(law)),
         ("the largest D", "power_constant_N", runs.select(common_largest_D(runs) == runs.D)),
         ("the largest N", "power_constant_D", runs.select(runs.N.max() == runs.N)),
         ("the efficient frontier", "power_constant_C", efficient),

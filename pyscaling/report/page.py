@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pyscaling import __version__
 from pyscaling.planning.result import format_count
 from pyscaling.report import plots
-from pyscaling.report.analysis import TOLERANCE, Analysis, FittedLaw, analyse
+from pyscaling.report.analysis import TOLERANCE, Analysis, FittedLaw, HeldOutTest, analyse
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -33,12 +33,15 @@ th, td { text-align: left; padding: .22rem .9rem .22rem 0; vertical-align: top; 
 th { border-bottom: 1.5px solid #111; font-weight: 600; }
 td { border-bottom: 1px solid #ddd; }
 td.number, th.number { text-align: right; white-space: nowrap; }
+.tight { white-space: nowrap; }
 tr.strong td { font-weight: 700; }
+table.inner { margin: 0; min-width: 0; }
+table.inner td { border: 0; padding: 0 .8rem 0 0; white-space: nowrap; }
 figure { margin: 1rem 0 1.6rem; }
 figure img { width: 100%; height: auto; }
 figcaption { font-size: .86rem; color: #444; }
 pre { font: 12.5px/1.45 "DejaVu Sans Mono", ui-monospace, monospace; background: #f5f5f5; padding: .8rem;
-      overflow-x: auto; }
+      overflow-x: auto; white-space: pre-wrap; }
 code { font-family: "DejaVu Sans Mono", ui-monospace, monospace; font-size: .88em; }
 @media print { body { max-width: none; margin: 0; } h2 { break-after: avoid; } figure, table { break-inside: avoid; } }
 """
@@ -119,21 +122,43 @@ def _held_out(analysis: Analysis) -> str:
         f"<p>Over all budgets of the largest model: {inside} of {len(test.runs)} inside their intervals, "
         f"largest error {largest:.2%}. The last line is the test.</p>"
     )
+    if not test.fit.evidence.trustworthy:
+        parts.append(
+            f"<p>⚠ The law fitted without the largest model: {escape('; '.join(test.fit.evidence.concerns))}.</p>"
+        )
+    if analysis.other_tests:
+        parts.append(_all_tests(analysis, test))
     parts.append(
         _image(plots.held_out(test), "The largest model's losses against what the smaller models predict for it.")
     )
     return "\n".join(parts)
 
 
+def _all_tests(analysis: Analysis, test: HeldOutTest) -> str:
+    """The test by every law that was tried, so that a reader sees what was chosen among."""
+    tests, chosen = (test, *analysis.other_tests), analysis.study.spec.law
+    rows = []
+    for each in tests:
+        run = each.final
+        role = (
+            " and ".join(["the verdict"] * (each is test) + ["law of the spec"] * (each.law == chosen)) or "comparison"
+        )
+        interval = f"[{run.low:.4f}, {run.high:.4f}]"
+        cells = [each.law, role, f"{run.predicted:.4f}", interval, f"{run.relative_error:+.2%}"]
+        rows.append([*cells, "pass" if each.passed else "fail"])
+    header = ["law", "role", "predicted L", f"{test.level:.0%} interval", "error", "test"]
+    return (
+        f"<p>{len(tests)} laws of N and D were put to this test; the verdict is always that of "
+        f"<code>{escape(test.law)}</code>, not of whichever predicts best.</p>" + _table(header, rows)
+    )
+
+
 def _laws(analysis: Analysis) -> str:
     parts = ["<h2>2. Fitted laws</h2>"]
     if analysis.laws:
         parts.append(f"<p>Intervals are {analysis.laws[0].level:.0%} percentile bootstrap intervals.</p>")
-    header = ["law", "fitted to", "parameters", "adjusted R²"]
-    rows = [
-        [_law_cell(law), f"{escape(law.data)}, {len(law.fit.runs)} runs", _parameters(law), _r2(law)]
-        for law in analysis.laws
-    ]
+    header = ["law", f"parameters, {analysis.laws[0].level:.0%} intervals" if analysis.laws else "", "adjusted R²"]
+    rows = [[_law_cell(law), _parameters(law), f"{law.fit.adjusted_r2:.4f}"] for law in analysis.laws]
     parts.append(_table(header, rows, raw=True))
     if analysis.main is not None:
         parts.append(
@@ -147,21 +172,17 @@ def _laws(analysis: Analysis) -> str:
 
 def _law_cell(law: FittedLaw) -> str:
     return (
-        f"<strong>{escape(law.name)}</strong><br><code>{escape(law.fit.law.expression)}</code>"
-        f'<br><span class="quiet">{escape(law.evidence)}</span>'
+        f"<strong>{escape(law.name)}</strong>, {escape(law.data)} ({len(law.fit.runs)})"
+        f'<br><code>{escape(law.fit.law.expression)}</code><br><span class="quiet">{escape(law.evidence)}</span>'
     )
 
 
 def _parameters(law: FittedLaw) -> str:
-    lines = []
+    rows = []
     for name, value in law.fit.params.items():
         low, high = law.intervals[name]
-        lines.append(f"{escape(name)} = {value:.4g} &nbsp;[{low:.3g}, {high:.3g}]")
-    return "<br>".join(lines)
-
-
-def _r2(law: FittedLaw) -> str:
-    return f"{law.fit.adjusted_r2:.4f}"
+        rows.append(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td><td>[{low:.3g}, {high:.3g}]</td></tr>")
+    return f'<table class="inner">{"".join(rows)}</table>'
 
 
 def _figures(analysis: Analysis) -> str:
@@ -221,7 +242,7 @@ def _plan(analysis: Analysis) -> str:
     if plan is None:
         return "\n".join([*parts, "<p>No plan could be made.</p>"])
     parts.append(f"<p>By <code>{escape(plan.law)}</code> fitted to all runs, {plan.level:.0%} intervals.</p>")
-    parts.append(_table(["", "value", "interval", ""], [list(row) for row in plan.rows()], numbers=False))
+    parts.append(_table(["", "value", "interval", ""], [list(row) for row in plan.rows()], numbers=False, tight=3))
     parts += [f"<p>⚠ {escape(warning)}</p>" for warning in plan.warnings]
     figure, ax = plots.new_figure(6.6, 3.8)
     plan.plot(ax)
@@ -247,7 +268,7 @@ def _facts(analysis: Analysis) -> str:
             rows.append([label, _readable(facts[key])])
     if "wall_s" in facts:
         rows.append(["wall time of training", f"{float(facts['wall_s']):.0f} s"])
-    rows.append(["tokens trained on, all runs", format_count(float(runs.D.sum()))])
+    rows.append(["D summed over these runs, tokens", format_count(float(runs.D.sum()))])
     parts = ["<h2>5. Facts</h2>", _table(["", ""], rows, numbers=False)]
     others = _other_distributions(analysis)
     if others:
@@ -303,8 +324,12 @@ def _table(
     raw: bool = False,
     strong: int | None = None,
     numbers: bool = True,
+    tight: int = 0,
 ) -> str:
-    """An HTML table. raw: cells are HTML already. strong: index of a row to stress. numbers: align right if all are."""
+    """An HTML table. raw: cells are HTML already. strong: index of a row to stress. numbers: align right if all are.
+
+    tight: the first columns that are never broken into lines.
+    """
     rows = list(rows)
     right = [
         numbers and not raw and bool(rows) and all(row[i][:1] in "+-−[.0123456789" for row in rows)
@@ -313,7 +338,7 @@ def _table(
     write = str if raw else escape
 
     def cells(tag: str, texts: Sequence[str]) -> str:
-        marks = [' class="number"' if flag else "" for flag in right]
+        marks = [' class="number"' if flag else ' class="tight"' if i < tight else "" for i, flag in enumerate(right)]
         return "".join(f"<{tag}{mark}>{write(text)}</{tag}>" for mark, text in zip(marks, texts, strict=True))
 
     head = f"<tr>{cells('th', header)}</tr>" if any(header) else ""

@@ -152,7 +152,7 @@ def frontier(runs: Runs, fitted: Fit) -> Figure:
     ax.plot(C, N, "k-", label="best N")
     ax.plot(C, C / (FLOPS_PER_PARAMETER_TOKEN * N), "k--", label="best D = C/6N")
     _log_x(ax, "C = 6ND, training FLOPs")
-    ax.set_yscale("log")
+    log_count_axis(ax, "y")
     ax.set_ylabel("N (parameters), D (tokens)")
     figure.legend(loc="outside right upper")
     return figure
@@ -196,7 +196,7 @@ def residuals(fitted: Fit, runs: Runs, noise: float | None) -> Figure:
         ax.set_xlabel(label)
     axes[0].set_ylabel("ln L − ln prediction, %")
     if noise is not None:
-        axes[0].legend(loc="best")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right")
     return figure
 
 
@@ -222,7 +222,7 @@ def noise_scale(analysis: Analysis) -> Figure | None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     ax.set_xlabel("L, nats per token (falling to the right)")
-    ax.set_yscale("log")
+    log_count_axis(ax, "y")
     ax.set_ylabel("noise scale, tokens")
     figure.legend(loc="outside right upper")
     return figure

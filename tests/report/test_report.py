@@ -1,0 +1,103 @@
+"""The analysis against the law that a synthetic study was made from, and the page that it becomes."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyscaling.report import analyse, held_out_test, write_report
+from pyscaling.report.analysis import efficient_mask, seed_means, seed_noise
+from pyscaling.runs import Runs
+from pyscaling.study.store import StudyError
+
+_spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
+assert _spec is not None
+assert _spec.loader is not None
+synthetic = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synthetic)
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return analyse(synthetic.make_study(tmp_path_factory.mktemp("study")), bootstrap=200)
+
+
+def test_held_out_finds_the_true_law(analysis: Any) -> None:
+    test = analysis.held_out
+    assert test.law == "chinchilla"
+    assert [run.D for run in test.runs] == list(synthetic.BUDGETS)
+    for run in test.runs:
+        assert run.predicted == pytest.approx(synthetic.true_loss(run.N, run.D), rel=0.01)
+    assert test.fit.runs.N.max() < test.largest_N == analysis.runs.N.max()
+    assert test.passed
+    assert test.verdict.startswith("PASS")
+
+
+def test_held_out_fails_plainly(tmp_path: Path) -> None:
+    failing = analyse(synthetic.make_study(tmp_path / "off", largest_off=0.05), bootstrap=50)
+    assert failing.held_out is not None
+    assert not failing.held_out.passed
+    assert failing.held_out.final.relative_error == pytest.approx(1 / 1.05 - 1, abs=0.01)
+    assert "FAIL: the prediction is outside 2%" in failing.held_out.verdict
+    page = write_report(tmp_path / "off", analysis=failing).read_text()
+    assert 'class="verdict fail">FAIL' in page
+
+
+def test_verdict_does_not_follow_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting a study to another law must not change which law is judged, nor hide the one that is."""
+    monkeypatch.setattr(synthetic, "SPEC", synthetic.SPEC.replace("name =", 'law = "kaplan_ND"\nname =', 1))
+    other = analyse(synthetic.make_study(tmp_path / "kaplan"), bootstrap=50)
+    assert other.study.spec.law == "kaplan_ND"
+    assert other.held_out is not None
+    assert other.held_out.law == "chinchilla"
+    assert [test.law for test in other.other_tests] == ["kaplan_ND"]
+    page = write_report(tmp_path / "kaplan", analysis=other).read_text()
+    assert "2 laws of N and D were put to this test" in page
+
+
+def test_fitted_laws_noise_and_plan(analysis: Any) -> None:
+    assert analysis.main.fit.adjusted_r2 > 0.995
+    assert analysis.main.fit.params["alpha"] == pytest.approx(synthetic.TRUTH["alpha"], abs=0.05)
+    assert analysis.seed_noise.sigma == pytest.approx(0.003, rel=0.5)
+    assert analysis.seed_noise.degrees_of_freedom == 2 * 5 * 2
+    assert analysis.plan.compute == pytest.approx(10 * analysis.runs.C.max())
+    assert "measured noise scale" in analysis.plan.batch.source
+    assert analysis.failed == (("d8-l2-r4-s0-D200000", "loss is NaN at step 17 <diverged>"),)
+    assert analysis.problems == ()
+
+
+def test_page_stands_alone_in_the_promised_order(analysis: Any) -> None:
+    path = write_report(analysis.study.folder, analysis=analysis)
+    page = path.read_text()
+    assert re.findall(r"<h2>(\d)", page) == ["1", "2", "3", "4", "5"]
+    assert page.index(analysis.held_out.verdict) < page.index("2. Fitted laws")
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert page.count("data:image/png;base64,") == 9
+    assert "with noise, &amp; no training" in page
+    assert "&lt;diverged&gt;" in page
+
+
+def test_seed_noise_by_hand() -> None:
+    runs = Runs({"N": [1e3, 1e3, 2e3, 2e3, 3e3], "D": [1e5] * 5, "loss": np.exp([1.0, 1.2, 2.0, 2.4, 1.0])})
+    noise = seed_noise(runs)
+    assert noise is not None
+    assert noise.sigma == pytest.approx(np.sqrt((0.02 + 0.08) / 2))
+    assert (noise.degrees_of_freedom, noise.n_group) == (2, 2)
+    assert seed_noise(runs.select(np.array([0, 2, 4]))) is None
+
+
+def test_efficient_runs_by_hand() -> None:
+    runs = Runs({"N": [1.0, 2.0, 4.0, 8.0], "D": [1.0, 1.0, 1.0, 1.0], "loss": [5.0, 4.0, 4.5, 3.0]})
+    assert efficient_mask(runs).tolist() == [True, True, False, True]
+    double = Runs({"N": [1.0, 1.0, 2.0], "D": [1.0, 1.0, 1.0], "loss": [5.0, 3.0, 4.5]})
+    assert seed_means(double).loss.tolist() == [4.0, 4.5]
+
+
+def test_bad_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"holds no study\.db"):
+        analyse(tmp_path)
+    with pytest.raises(ValueError, match="needs at least three model sizes"):
+        held_out_test(Runs({"N": [1e3, 2e3] * 4, "D": [1e5] * 8, "loss": [4.0, 3.0] * 4}))

@@ -119,7 +119,6 @@ def _worker(pipe: Connection) -> None:
     """Trains the items that come down the pipe until None does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with_parent()
-    _keep_freed_memory()
     import torch
 
     torch.set_num_threads(1)
@@ -153,11 +152,3 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() == 1:
             os._exit(1)
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc not to give a step's buffers back to the kernel, whose page faults cost 7 % of a step at d_model 96."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if sys.platform == "linux" and mallopt is not None:
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -296,6 +296,7 @@ def _conclude(folder: Path) -> None:
     from pyscaling.report import analyse, write_report
 
     analysis = analyse(folder)
+    path = write_report(folder, analysis=analysis)  # first: a reader that closes the pipe early must not cost it
     console = _console()
     console.print()
     if analysis.held_out is not None:
@@ -307,7 +308,6 @@ def _conclude(folder: Path) -> None:
         console.print(f"[yellow]![/yellow] {_plain(problem)}", highlight=False)
     for run_id, reason in analysis.failed:
         console.print(f"[yellow]![/yellow] run {_plain(run_id)} failed: {_plain(reason)}", highlight=False)
-    path = write_report(folder, analysis=analysis)
     console.print(f"\nReport: {_plain(str(path.resolve()))}", highlight=False, soft_wrap=True)
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pyscaling.kernels.reference import rotary
 from torch import nn
 
 from pyscaling.accounting import Shape
 from pyscaling.data import BatchOrder, load_corpus, tokenize_corpus
-from pyscaling.kernels.reference import rotary
 from pyscaling.study import Study
 from pyscaling.study.executor import evaluation_windows
 from pyscaling.study.spec import StudySpec
@@ -63,7 +63,9 @@ class PlainGPT(nn.Module):
         return F.cross_entropy(x.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def train_plain(spec: StudySpec, shape: Shape, tokens: np.ndarray, budget: int, seed: int, limit: int | None) -> tuple[float, int, nn.Module]:
+def train_plain(
+    spec: StudySpec, shape: Shape, tokens: np.ndarray, budget: int, seed: int, limit: int | None
+) -> tuple[float, int, nn.Module]:
     """Seconds, steps and the model of one run, or of its first `limit` steps."""
     training = spec.training
     torch.manual_seed(seed)
@@ -131,7 +133,12 @@ def test_default_grid_against_plain_pytorch(tmp_path: Path, benchmark) -> None:
     ours = benchmark.stats.stats.total
     theirs, loss = peer_seconds(study.spec)
     worker_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    benchmark.extra_info |= {"peer_s": theirs, "ratio": theirs / ours, "peer_is_sampled": not FULL, "worker_peak_gib": worker_gib}
+    benchmark.extra_info |= {
+        "peer_s": theirs,
+        "ratio": theirs / ours,
+        "peer_is_sampled": not FULL,
+        "worker_peak_gib": worker_gib,
+    }
     print(
         f"\ndefault grid: ours {ours:.0f} s, plain PyTorch {theirs:.0f} s{'' if FULL else ' (sampled)'}, "
         f"ratio {theirs / ours:.2f}, peak memory of a worker {worker_gib:.2f} GiB"

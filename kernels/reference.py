@@ -90,7 +90,9 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return _LinearCrossEntropy.apply(x, weight, targets)
 
 
-def mlp(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str) -> Tensor:
+def mlp(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str
+) -> Tensor:
     """Up-projection, activation, down-projection: up [M, d, d_ff] ("gelu") or [M, d, 2 d_ff] ("swiglu"), down [M, d_ff, d]."""
     hidden = linear(x, up, up_bias)
     if activation == "swiglu":

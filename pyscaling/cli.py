@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from pyscaling.fitting import Fit
-    from pyscaling.report.analysis import Analysis, HeldOutTest
+    from pyscaling.report.analysis import Analysis, HeldOutTest, LawChoice
     from pyscaling.runs import Runs
 
 app = typer.Typer(
@@ -300,7 +300,7 @@ def _conclude(folder: Path) -> None:
     console = _console()
     console.print()
     if analysis.held_out is not None:
-        _print_held_out(analysis.held_out, analysis.other_tests)
+        _print_held_out(analysis.held_out, analysis.other_tests, analysis.choice)
     _print_laws(analysis)
     if analysis.plan is not None:
         _print_plan(analysis.plan)
@@ -311,7 +311,7 @@ def _conclude(folder: Path) -> None:
     console.print(f"\nReport: {_plain(str(path.resolve()))}", highlight=False, soft_wrap=True)
 
 
-def _print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]") -> None:
+def _print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]", choice: "LawChoice") -> None:
     from pyscaling.planning.result import format_count
 
     console = _console()
@@ -319,6 +319,7 @@ def _print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]") -> N
     console.print(
         f"[bold]Held-out test[/bold]: {_plain(test.law)} fitted to all but the largest N = {largest}", highlight=False
     )
+    console.print(f"[dim]law {_plain(choice.reason)}[/dim]", highlight=False)
     table = _table("D", "predicted L", f"{test.level:.0%} interval", "achieved L", "error", "")
     for run in test.runs:
         table.add_row(

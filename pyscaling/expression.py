@@ -214,13 +214,20 @@ def parse_expression(text: str) -> ast.Expression:
         raise ValueError(f"law {text!r} is not an expression: {getattr(error, 'msg', error)}.") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS or len(node.args) != 1 or node.keywords:
+            if (
+                not isinstance(node.func, ast.Name)
+                or node.func.id not in _FUNCTIONS
+                or len(node.args) != 1
+                or node.keywords
+            ):
                 raise ValueError(f"law {text!r}: only {', '.join(_FUNCTIONS)} of one argument may be called.")
         elif isinstance(node, ast.Constant):
             if isinstance(node.value, bool) or not isinstance(node.value, int | float):
                 raise ValueError(f"law {text!r}: {node.value!r} is not a number.")
         elif not isinstance(node, _ALLOWED):
-            raise ValueError(f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and exp, log, sqrt.")
+            raise ValueError(
+                f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and exp, log, sqrt."
+            )
     return tree
 
 

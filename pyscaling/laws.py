@@ -92,7 +92,9 @@ class Law:
         """The law's value by numpy; parameters and variables broadcast."""
         for name in self.variables:
             if name not in variables:
-                raise ValueError(f"{name} is missing: the law {self.name} is a function of {', '.join(self.variables)}.")
+                raise ValueError(
+                    f"{name} is missing: the law {self.name} is a function of {', '.join(self.variables)}."
+                )
         scope = {"exp": np.exp, "log": np.log, "sqrt": np.sqrt, "__builtins__": {}}
         arrays = {k: np.asarray(v, dtype=np.float64) for k, v in (*params.items(), *variables.items())}
         return eval(self._code, scope, arrays)  # the tree holds arithmetic only, see parse_expression
@@ -142,7 +144,9 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
                             continue
                         falls = divides != exponent.startswith("-")
                         term = f"term:{variable}:{'' if falls else '-'}{exponent.lstrip('-')}"
-                        roles.setdefault(coefficient.id, term if exponent else f"scale:{variable}" if divides else "floor")
+                        roles.setdefault(
+                            coefficient.id, term if exponent else f"scale:{variable}" if divides else "floor"
+                        )
             inner = top and isinstance(tree.op, ast.Add | ast.Sub)
             visit(tree.left, inner)
             visit(tree.right, inner)
@@ -212,7 +216,9 @@ def get(law: "str | Law") -> Law:
         return LAWS[law]
     if any(sign in law for sign in "+*/("):
         return Law(law)
-    raise ValueError(f"law {law!r} is unknown; known are {', '.join(LAWS)}. A law of your own is an expression over N, D, C, S.")
+    raise ValueError(
+        f"law {law!r} is unknown; known are {', '.join(LAWS)}. A law of your own is an expression over N, D, C, S."
+    )
 
 
 def names() -> Iterable[str]:

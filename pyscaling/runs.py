@@ -116,7 +116,9 @@ class Runs:
         chosen = np.asarray(which(self) if callable(which) else which)
         if chosen.dtype == bool and len(chosen) != len(self):
             raise ValueError(f"the mask has {len(chosen)} entries, {self.source} has {len(self)} rows.")
-        return Runs({name: column[chosen] for name, column in self._columns.items()}, source=self.source, renamed=self.renamed)
+        return Runs(
+            {name: column[chosen] for name, column in self._columns.items()}, source=self.source, renamed=self.renamed
+        )
 
     def to_dict(self) -> dict[str, np.ndarray]:
         return dict(self._columns)
@@ -148,8 +150,14 @@ class Runs:
 
     def __str__(self) -> str:
         head = [[_cell(value) for value in row] for _, row in zip(range(20), self._rows(), strict=False)]
-        widths = [max(len(name), *(len(row[i]) for row in head)) if head else len(name) for i, name in enumerate(self._columns)]
-        lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in [self.columns, *head]]
+        widths = [
+            max(len(name), *(len(row[i]) for row in head)) if head else len(name)
+            for i, name in enumerate(self._columns)
+        ]
+        lines = [
+            "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+            for row in [self.columns, *head]
+        ]
         if len(self) > 20:
             lines.append(f"... {len(self) - 20} more of {len(self)} rows")
         return "\n".join(lines)
@@ -225,7 +233,9 @@ def _read_table(path: Path) -> dict[str, Any]:
             return _as_mapping(pd.read_parquet(path))
         except ImportError:
             raise ValueError(f"reading {path.name!r} needs pyarrow: pip install 'pyscaling[parquet]'.") from None
-    raise ValueError(f"table {path.name!r} has the unknown ending {ending!r}; known are .csv, .tsv, .json, .jsonl, .parquet.")
+    raise ValueError(
+        f"table {path.name!r} has the unknown ending {ending!r}; known are .csv, .tsv, .json, .jsonl, .parquet."
+    )
 
 
 def _as_mapping(data: Any) -> dict[str, Any]:
@@ -238,7 +248,9 @@ def _as_mapping(data: Any) -> dict[str, Any]:
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
         names = list(dict.fromkeys(name for row in data for name in row))
         return {name: [row.get(name) for row in data] for name in names}
-    raise ValueError(f"runs must be a mapping of columns, a dataframe or a list of mappings, got {type(data).__name__}.")
+    raise ValueError(
+        f"runs must be a mapping of columns, a dataframe or a list of mappings, got {type(data).__name__}."
+    )
 
 
 def _as_array(values: Any) -> np.ndarray:

@@ -23,7 +23,8 @@ class BatchOrder:
         if self.windows < self.sequences:
             raise ValueError(
                 f"the training split holds {len(tokens)} tokens, less than one batch of {self.sequences} sequences of "
-                f"{context} tokens (needs {(self.sequences + 1) * context + 1}). Give more text, a smaller batch_tokens or a shorter context."
+                f"{context} tokens (needs {(self.sequences + 1) * context + 1}). "
+                "Give more text, a smaller batch_tokens or a shorter context."
             )
         self.tokens, self.context, self.seed = tokens, context, seed
         self._epoch, self._starts = -1, np.empty(0, dtype=np.int64)

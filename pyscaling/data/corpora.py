@@ -58,7 +58,9 @@ def load_corpus(source: str | Path, *, validation_fraction: float = 0.1, seed: i
     validation = tuple(documents[i] for i in order[:n_validation])
     train = tuple(documents[i] for i in order[n_validation:] if documents[i] not in held_out)
     if not train:
-        raise ValueError(f"corpus {str(source)!r}: every document is a copy of a held-out one; nothing is left to train on.")
+        raise ValueError(
+            f"corpus {str(source)!r}: every document is a copy of a held-out one; nothing is left to train on."
+        )
     digest = hashlib.sha256()
     for part in (train, validation):
         digest.update(b"\x01")
@@ -81,9 +83,13 @@ def _read(source: str) -> list[str]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT_SUFFIXES)
         if not files:
-            raise ValueError(f"corpus folder {source!r} holds no text file; known endings: {', '.join(sorted(TEXT_SUFFIXES))}.")
+            raise ValueError(
+                f"corpus folder {source!r} holds no text file; known endings: {', '.join(sorted(TEXT_SUFFIXES))}."
+            )
         return _read_files(files)
-    files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    files = (
+        [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    )
     if not files:
         raise ValueError(
             f"corpus {source!r} is not found: it is neither one of {', '.join(NAMED)} nor an existing file, folder or glob."

@@ -16,7 +16,9 @@ class Bootstrap:
     converged: [R], whether each resample reached its minimum.
     """
 
-    def __init__(self, names: list[str], samples: np.ndarray, objective_values: np.ndarray, converged: np.ndarray) -> None:
+    def __init__(
+        self, names: list[str], samples: np.ndarray, objective_values: np.ndarray, converged: np.ndarray
+    ) -> None:
         self.names, self.samples, self.objective_values, self.converged = names, samples, objective_values, converged
 
     @property
@@ -61,15 +63,21 @@ def bootstrap(fit: "Fit", n: int, cluster: Any, seed: int, starts: int) -> Boots
     """Pairs bootstrap of a fit; see Fit.bootstrap."""
     if n < 2:
         raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 or more make a steady interval.")
-    labels = np.arange(len(fit.runs)) if cluster is None else fit.runs[cluster] if isinstance(cluster, str) else np.asarray(cluster)
+    labels = (
+        np.arange(len(fit.runs))
+        if cluster is None
+        else fit.runs[cluster]
+        if isinstance(cluster, str)
+        else np.asarray(cluster)
+    )
     if labels.shape != (len(fit.runs),):
-        raise ValueError(f"cluster must name a column or hold one label per run ({len(fit.runs)}), got shape {labels.shape}.")
+        raise ValueError(
+            f"cluster must name a column or hold one label per run ({len(fit.runs)}), got shape {labels.shape}."
+        )
     _, number = np.unique(labels, return_inverse=True)
     if number.max() < 1:
         raise ValueError("cluster puts every run into one cluster; a bootstrap needs at least two.")
-    solved = fit.problem.solve(
-        fit.restarts(starts), n_resample=n, cluster=number.astype(np.int64), seed=seed
-    )
+    solved = fit.problem.solve(fit.restarts(starts), n_resample=n, cluster=number.astype(np.int64), seed=seed)
     return Bootstrap(
         fit.law.names,
         fit.problem.to_params(solved["theta"]),

@@ -54,7 +54,11 @@ class Evidence:
         return not self.concerns
 
     def __str__(self) -> str:
-        minima = f"; {len(self.other_minima)} other minima, the next {self.other_minima[0]:.3g} times as high" if self.other_minima else ""
+        minima = (
+            f"; {len(self.other_minima)} other minima, the next {self.other_minima[0]:.3g} times as high"
+            if self.other_minima
+            else ""
+        )
         return (
             f"{'no concerns' if self.trustworthy else 'CONCERNS: ' + '; '.join(self.concerns)}\n"
             f"  scaled gradient {self.gradient_norm:.1e}; {self.agreeing:.0%} of {self.n_starts} starts agree{minima}; "
@@ -89,7 +93,9 @@ def gather(problem: Problem, starts: np.ndarray, solved: dict[str, np.ndarray], 
     )
 
 
-def _identifiability(problem: Problem, theta: np.ndarray, free: np.ndarray) -> tuple[float, tuple[str, ...], np.ndarray]:
+def _identifiability(
+    problem: Problem, theta: np.ndarray, free: np.ndarray
+) -> tuple[float, tuple[str, ...], np.ndarray]:
     """Condition number, directions that are not determined, and parameters without any effect left."""
     value, jacobian = problem.value_and_jacobian(theta)
     jacobian = jacobian * np.sqrt(problem.weights)[:, None]

@@ -73,7 +73,9 @@ def fit(
         threads=threads,
     )
     if isinstance(starts, str) and starts != "auto":
-        raise ValueError(f'starts={starts!r} is unknown; give "auto", a number, or an array [count, {len(chosen.names)}].')
+        raise ValueError(
+            f'starts={starts!r} is unknown; give "auto", a number, or an array [count, {len(chosen.names)}].'
+        )
     if isinstance(starts, str | int):
         count = _AUTO_STARTS if isinstance(starts, str) else starts
         if count < 1:
@@ -157,7 +159,8 @@ class Fit:
             samples = np.asarray(params, dtype=np.float64)
             extra = max((np.ndim(v) for v in variables.values()), default=0)
             params = {
-                name: samples[..., k].reshape(*samples.shape[:-1], *[1] * extra) for k, name in enumerate(self.law.names)
+                name: samples[..., k].reshape(*samples.shape[:-1], *[1] * extra)
+                for k, name in enumerate(self.law.names)
             }
         return self.law.evaluate(params, **variables)
 
@@ -171,7 +174,14 @@ class Fit:
         return bootstrap(self, n, cluster, seed, starts)
 
     def predict(
-        self, *, level: float = 0.9, kind: str = "run", cluster: Any = None, n: int = 2000, seed: int = 0, **variables: Any
+        self,
+        *,
+        level: float = 0.9,
+        kind: str = "run",
+        cluster: Any = None,
+        n: int = 2000,
+        seed: int = 0,
+        **variables: Any,
     ) -> Prediction:
         """The loss at N=..., D=... (scalars or arrays), with an interval.
 
@@ -214,7 +224,9 @@ class Fit:
             _, number = np.unique(labels, return_inverse=True)
             drawn = inflated * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
         solved = self.problem.solve(self.theta, n_resample=n, responses=fitted + drawn)
-        return self.problem.to_params(solved["theta"]), generator.choice(inflated, size=n) * generator.choice([-1.0, 1.0], size=n)
+        return self.problem.to_params(solved["theta"]), generator.choice(inflated, size=n) * generator.choice(
+            [-1.0, 1.0], size=n
+        )
 
     def _bootstrap_once(self) -> Bootstrap:
         if self._cached_bootstrap is None:
@@ -293,7 +305,14 @@ class Fit:
             at = {first: grid, **({} if level is None else {rest[0]: np.full_like(grid, level)})}
             if len(rest) > 1:
                 at |= {name: np.full_like(grid, np.median(self.problem.variables[name])) for name in rest[1:]}
-            ax.plot(grid, self.evaluate(**at), linestyle=style, color="black", lw=1, label=f"{rest[0]} = {level:.3g}" if rest else "law")
+            ax.plot(
+                grid,
+                self.evaluate(**at),
+                linestyle=style,
+                color="black",
+                lw=1,
+                label=f"{rest[0]} = {level:.3g}" if rest else "law",
+            )
         ax.set(xscale="log", yscale="log", xlabel=first, ylabel="loss (nats per token)", title=self.law.name)
         ax.legend(fontsize=8)
         return ax
@@ -319,8 +338,10 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
     for group in tied:
         for name in group:
             if name not in law.parameters:
-                raise ValueError(f"tied names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}.")
-        replacement |= {name: group[0] for name in group[1:]}
+                raise ValueError(
+                    f"tied names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}."
+                )
+        replacement |= dict.fromkeys(group[1:], group[0])
     tree = parse_expression(law.expression)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):

@@ -132,7 +132,9 @@ def make_problem(
     for name, column in variables.items():
         if not np.all(np.isfinite(column) & (column > 0)):
             row = int(np.flatnonzero(~(np.isfinite(column) & (column > 0)))[0])
-            raise ValueError(f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}.")
+            raise ValueError(
+                f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}."
+            )
     loss = runs.loss
     lower, upper = _bounds(law, dict(bounds or {}), dict(fixed or {}))
     n_free = int(np.sum(lower < upper))
@@ -161,7 +163,9 @@ def _bounds(
     for argument, given in (("bounds", bounds), ("fixed", fixed)):
         for name in given:
             if name not in law.parameters:
-                raise ValueError(f"{argument} names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}.")
+                raise ValueError(
+                    f"{argument} names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}."
+                )
     lower, upper = [], []
     for name, domain in law.parameters.items():
         low, high = (fixed[name], fixed[name]) if name in fixed else bounds.get(name, (-math.inf, math.inf))
@@ -169,7 +173,9 @@ def _bounds(
             raise ValueError(f"bounds of {name} must be (low, high) with low <= high, got ({low:g}, {high:g}).")
         if domain.positive:
             if high <= 0:
-                raise ValueError(f"{name} is positive in {law.name}; a bound or fixed value of {high:g} leaves nothing.")
+                raise ValueError(
+                    f"{name} is positive in {law.name}; a bound or fixed value of {high:g} leaves nothing."
+                )
             low = max(low, 0.0)
         if domain.logarithmic:
             low, high = math.log(low) if low > 0 else -math.inf, math.log(high) if high < math.inf else math.inf
@@ -234,10 +240,14 @@ def given_starts(problem: Problem, starts: Any) -> np.ndarray:
         starts = [[start[name] for name in names] for start in starts]
     array = np.atleast_2d(np.asarray(starts, dtype=np.float64))
     if array.ndim != 2 or array.shape[1] != len(names) or not len(array):
-        raise ValueError(f"starts must be [count, {len(names)}] in the order {', '.join(names)}, got shape {array.shape}.")
+        raise ValueError(
+            f"starts must be [count, {len(names)}] in the order {', '.join(names)}, got shape {array.shape}."
+        )
     for name, column in zip(names, array.T, strict=True):
         if not np.all(np.isfinite(column)) or (problem.law.parameters[name].logarithmic and np.any(column <= 0)):
-            raise ValueError(f"starts of {name} must be finite{' and positive' if problem.law.parameters[name].positive else ''}.")
+            raise ValueError(
+                f"starts of {name} must be finite{' and positive' if problem.law.parameters[name].positive else ''}."
+            )
     return np.clip(problem.to_theta(dict(zip(names, array.T, strict=True))), problem.lower, problem.upper)
 
 

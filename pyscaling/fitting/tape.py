@@ -126,7 +126,9 @@ class _Emitter:
         return out
 
 
-def _evaluate(node: Node, variables: Mapping[str, np.ndarray], cache: dict[int, np.ndarray | float]) -> np.ndarray | float:
+def _evaluate(
+    node: Node, variables: Mapping[str, np.ndarray], cache: dict[int, np.ndarray | float]
+) -> np.ndarray | float:
     if node.key in cache:
         return cache[node.key]
     if node.op == "const":
@@ -135,7 +137,14 @@ def _evaluate(node: Node, variables: Mapping[str, np.ndarray], cache: dict[int, 
         out = np.asarray(variables[str(node.value)], dtype=np.float64)
     else:
         args = [_evaluate(arg, variables, cache) for arg in node.args]
-        functions = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "exp": np.exp, "log": np.log, "recip": np.reciprocal}
+        functions = {
+            "add": np.add,
+            "sub": np.subtract,
+            "mul": np.multiply,
+            "exp": np.exp,
+            "log": np.log,
+            "recip": np.reciprocal,
+        }
         out = functions[node.op](*args)
     cache[node.key] = out
     return out

@@ -59,7 +59,9 @@ class FleetTransformer:
         """The loss of `loss`, detached, [M]; `gradient` then holds each member's gradient of its own loss."""
         loss = self.loss(tokens)
         # autograd.grad, not backward: .grad of a strided view costs a zeroing and an accumulation more a step
-        for view, value in zip(self._gradients, torch.autograd.grad(loss.sum(), list(self.parameters.values())), strict=True):
+        for view, value in zip(
+            self._gradients, torch.autograd.grad(loss.sum(), list(self.parameters.values())), strict=True
+        ):
             view.copy_(value)
         return loss.detach()
 
@@ -81,9 +83,7 @@ class FleetTransformer:
             h = self._norm(x, f"{i}.attention_norm")
             x = x + self._attention(h, i, n_sequence)
             h = self._norm(x, f"{i}.mlp_norm")
-            x = x + ops.mlp(
-                h, p[f"{i}.up"], p.get(f"{i}.up_bias"), p[f"{i}.down"], p.get(f"{i}.down_bias"), shape.mlp
-            )
+            x = x + ops.mlp(h, p[f"{i}.up"], p.get(f"{i}.up_bias"), p[f"{i}.down"], p.get(f"{i}.down_bias"), shape.mlp)
         return self._norm(x, "final_norm")
 
     def _attention(self, x: Tensor, i: int, n_sequence: int) -> Tensor:

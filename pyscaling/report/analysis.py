@@ -3,7 +3,8 @@
 The command line prints these objects and the report draws them; nothing here knows about either.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pyscaling.study.store import read_table
 Array = NDArray[np.float64]
 Columns = dict[str, list[Any]]
 
-TEST_LAW = "chinchilla"  # the verdict is this law's; other laws are shown beside it
+CANDIDATES = ("chinchilla", "kaplan_ND")  # laws of N and D that a study with law = "auto" chooses among
 TOLERANCE = 0.02  # the largest model's final loss counts as predicted within this relative error
 
 
@@ -75,6 +76,25 @@ class HeldOutTest:
 
 
 @dataclass(frozen=True)
+class LawChoice:
+    """The law that a study is judged and planned by.
+
+    errors: candidate -> rms relative error of predicting the second largest model from the smaller ones, by which
+    `law` was chosen; empty where the spec names the law. The largest model plays no part either way.
+    """
+
+    law: str
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        if not self.errors:
+            return "named by the study's spec"
+        errors = ", ".join(f"{name} {error:.2%}" for name, error in sorted(self.errors.items(), key=lambda e: e[1]))
+        return f"chosen for predicting the second largest model best from the smaller ones (rms error: {errors})"
+
+
+@dataclass(frozen=True)
 class FittedLaw:
     """A law fitted to part of the study. intervals: parameter -> (low, high) at `level`."""
 
@@ -106,13 +126,14 @@ class SeedNoise:
 class Analysis:
     """Everything that the report shows.
 
-    held_out: the test by TEST_LAW, whatever law the study is set to, so that the verdict does not depend on which law
-    did best. other_tests: the same test by every other law of N and D that was tried. main: the study's own law.
+    choice: the law of the verdict, of the plan and of the main curves, settled without the largest model. held_out: the
+    test by that law. other_tests: the same test by every other law of N and D. main: the chosen law fitted to all runs.
     problems: what could not be done, each with its reason.
     """
 
     study: Study
     runs: Runs
+    choice: LawChoice
     held_out: HeldOutTest | None
     other_tests: tuple[HeldOutTest, ...]
     laws: tuple[FittedLaw, ...]
@@ -149,9 +170,10 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
             problems.append(f"{what}: {error}")
             return None
 
-    law = study.spec.law
-    tests = attempt("held-out test", held_out_test, runs, TEST_LAW, level)
-    rivals = [name for name in laws_of_N_and_D(law) if name != TEST_LAW]
+    choice = choose_law(runs) if study.spec.law == "auto" else LawChoice(study.spec.law)
+    law = choice.law
+    tests = attempt("held-out test", held_out_test, runs, law, level)
+    rivals = laws_of_N_and_D(law)[1:]
     others = [attempt(f"held-out test of {name}", held_out_test, runs, name, level) for name in rivals]
     laws = []
     for data, name, part in parts_to_fit(runs, law):
@@ -172,6 +194,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     return Analysis(
         study=study,
         runs=runs,
+        choice=choice,
         held_out=tests,
         other_tests=tuple(test for test in others if test is not None),
         laws=tuple(laws),
@@ -189,7 +212,25 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     )
 
 
-def held_out_test(runs: Runs, law: str = TEST_LAW, level: float = 0.9) -> HeldOutTest:
+def choose_law(runs: Runs, candidates: Sequence[str] = CANDIDATES) -> LawChoice:
+    """The candidate that, fitted without the two largest models, predicts the second largest best.
+
+    The first candidate, where there are fewer than four sizes to judge by.
+    """
+    sizes = np.unique(runs.N)
+    if len(sizes) < 4:
+        return LawChoice(candidates[0])
+    rest = runs.select(sizes[-1] > runs.N)
+    errors = {}
+    for law in candidates:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a candidate that is not chosen need not be warned about
+            rows = held_out_test(rest, law).runs
+        errors[law] = float(np.sqrt(np.mean([row.relative_error**2 for row in rows])))
+    return LawChoice(min(errors, key=lambda law: errors[law]), errors)
+
+
+def held_out_test(runs: Runs, law: str, level: float = 0.9) -> HeldOutTest:
     """Fits `law` on all but the largest model and predicts each budget of the largest.
 
     The interval is that of a single run not yet made. Raises ValueError if fewer than two sizes are left to fit.
@@ -213,8 +254,8 @@ def held_out_test(runs: Runs, law: str = TEST_LAW, level: float = 0.9) -> HeldOu
 
 
 def laws_of_N_and_D(law: str) -> list[str]:
-    """The study's law and those that it is compared with."""
-    return [law, *(other for other in ("chinchilla", "kaplan_ND") if other != law)]
+    """The chosen law and those that it is compared with."""
+    return [law, *(other for other in CANDIDATES if other != law)]
 
 
 def parts_to_fit(runs: Runs, law: str) -> list[tuple[str, str, Runs]]:

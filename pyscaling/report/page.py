@@ -101,7 +101,8 @@ def _held_out(analysis: Analysis) -> str:
     seeds = f", mean of {final.n_seed} seeds" if final.n_seed > 1 else ""
     parts.append(
         f"<p>The law <code>{escape(test.law)}</code> is fitted to every model but the largest (N = "
-        f"{format_count(test.largest_N)}) and asked for the final loss of that model, which it has not seen.</p>"
+        f"{format_count(test.largest_N)}) and asked for the final loss of that model, which it has not seen. "
+        f"This law was {escape(analysis.choice.reason)}.</p>"
         f'<p class="verdict{"" if test.passed else " fail"}">{escape(test.verdict)}</p>'
         f"<p>Predicted {final.predicted:.4f}, {test.level:.0%} interval [{final.low:.4f}, {final.high:.4f}]; "
         f"achieved {final.achieved:.4f}{seeds} at D = {format_count(final.D)} tokens. The test is passed if the error "
@@ -136,20 +137,18 @@ def _held_out(analysis: Analysis) -> str:
 
 def _all_tests(analysis: Analysis, test: HeldOutTest) -> str:
     """The test by every law that was tried, so that a reader sees what was chosen among."""
-    tests, chosen = (test, *analysis.other_tests), analysis.study.spec.law
+    tests = (test, *analysis.other_tests)
     rows = []
     for each in tests:
         run = each.final
-        role = (
-            " and ".join(["the verdict"] * (each is test) + ["law of the spec"] * (each.law == chosen)) or "comparison"
-        )
         interval = f"[{run.low:.4f}, {run.high:.4f}]"
+        role = "the verdict" if each is test else "comparison"
         cells = [each.law, role, f"{run.predicted:.4f}", interval, f"{run.relative_error:+.2%}"]
         rows.append([*cells, "pass" if each.passed else "fail"])
     header = ["law", "role", "predicted L", f"{test.level:.0%} interval", "error", "test"]
     return (
-        f"<p>{len(tests)} laws of N and D were put to this test; the verdict is always that of "
-        f"<code>{escape(test.law)}</code>, not of whichever predicts best.</p>" + _table(header, rows)
+        f"<p>{len(tests)} laws of N and D were put to this test; the verdict is that of "
+        f"<code>{escape(test.law)}</code>, settled before the largest model was looked at.</p>" + _table(header, rows)
     )
 
 

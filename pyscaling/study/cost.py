@@ -38,7 +38,9 @@ class StudyCost:
                 f"{name:>14} {parameter_count(size.shape):>12,} {size.members:>8} {size.tokens:>12.3g} {size.flops:>10.3g}"
             )
         hours = ", ".join(f"{self.hours(rate):.3g} h at {rate:.0e} FLOP/s" for rate in (1e11, 1e14, 4e14))
-        return "\n".join([*lines, f"{'all':>14} {self.flops:>56.3g} FLOPs = {self.flops / PF_DAY:.3g} PF-days; {hours}"])
+        return "\n".join(
+            [*lines, f"{'all':>14} {self.flops:>56.3g} FLOPs = {self.flops / PF_DAY:.3g} PF-days; {hours}"]
+        )
 
 
 def predict_cost(spec: StudySpec) -> StudyCost:

@@ -38,7 +38,9 @@ def evaluation_windows(tokens: np.ndarray, context: int, n_window: int) -> np.nd
     """n_window windows [n, context + 1] spread evenly over a token array (fewer if it is short)."""
     last = len(tokens) - context - 1
     if last < 0:
-        raise ValueError(f"a validation split of {len(tokens)} tokens is shorter than one window of {context + 1}; give more text.")
+        raise ValueError(
+            f"a validation split of {len(tokens)} tokens is shorter than one window of {context + 1}; give more text."
+        )
     starts = np.unique(np.linspace(0, last, min(n_window, last // context + 1)).astype(np.int64))
     return tokens[np.add.outer(starts, np.arange(context + 1))]
 

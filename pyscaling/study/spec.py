@@ -9,8 +9,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from pyscaling import laws
 from pyscaling.accounting import Shape
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -72,7 +82,7 @@ class SizeSpec(_Table):
 
 
 class TrainingSpec(_Table):
-    """[training] the recipe. learning_rate: peak rate at d_model 64, a number, or "kaplan" for LR(N) of Kaplan et al."""
+    """[training] the recipe. learning_rate: peak rate at d_model 64, or "kaplan" for LR(N) of Kaplan et al."""
 
     budgets: tuple[Tokens, ...]
     batch_tokens: Tokens = 1024
@@ -98,12 +108,15 @@ class EvaluationSpec(_Table):
 
 
 class StudySpec(_Table):
-    """A whole study. name: of its folder. law: what the report fits."""
+    """A whole study. name: of its folder.
+
+    law: what the report judges and plans by; "auto" chooses one without looking at the largest model.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
     seed: int = 0
-    law: str = "chinchilla"
+    law: str = "auto"
     corpus: CorpusSpec = CorpusSpec()
     model: ModelSpec = ModelSpec()
     training: TrainingSpec
@@ -114,11 +127,16 @@ class StudySpec(_Table):
     def _consistent(self) -> "StudySpec":
         if self.training.batch_tokens % self.model.context:
             raise ValueError(
-                f"training.batch_tokens={self.training.batch_tokens} must be a multiple of model.context={self.model.context}"
+                f"training.batch_tokens={self.training.batch_tokens} must be a multiple of "
+                f"model.context={self.model.context}"
             )
+        if self.law != "auto" and not {"N", "D"} <= set(laws.get(self.law).variables):
+            raise ValueError(f"law={self.law!r} is no law of N and D; take chinchilla, kaplan_ND or auto")
         names = [(size.d_model, size.n_layer, size.n_head, size.d_ff) for size in self.sizes]
         if len(set(names)) < len(names):
-            raise ValueError("sizes: two entries have the same shape; give one of them more seeds or rate_factors instead")
+            raise ValueError(
+                "sizes: two entries have the same shape; give one of them more seeds or rate_factors instead"
+            )
         for size in self.sizes:
             self.shape(size, vocab_size=self.corpus.vocab_size)
         return self

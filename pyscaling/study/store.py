@@ -106,7 +106,8 @@ class Store:
             assignments = ", ".join(f"{name} = :{name}" for name in changes)
             # A finished run is never touched again, whatever a fleet that had to start over may report.
             self._db.execute(
-                f"UPDATE runs SET {assignments} WHERE run_id = :run_id AND status = 'pending'", {**changes, "run_id": run_id}
+                f"UPDATE runs SET {assignments} WHERE run_id = :run_id AND status = 'pending'",
+                {**changes, "run_id": run_id},
             )
 
     def commit(self) -> None:
@@ -122,7 +123,9 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

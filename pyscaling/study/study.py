@@ -3,7 +3,6 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from pyscaling import __version__
 from pyscaling.runs import Runs

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyscaling.models.transformer import FleetTransformer
 
+
 class FleetAdamW:
     """AdamW (Loshchilov & Hutter 2019) with bias correction and clipping by each member's own gradient norm.
 
@@ -75,7 +76,10 @@ class FleetAdamW:
                 (matrices, rate, self.weight_decay[member]),
                 (rest, rate * self.embedding_rate, 0.0),
             ):
-                arrays = [[array[member, columns]] for array in (self.model.flat, self.model.gradient, self.exp_avg, self.exp_avg_sq)]
+                arrays = [
+                    [array[member, columns]]
+                    for array in (self.model.flat, self.model.gradient, self.exp_avg, self.exp_avg_sq)
+                ]
                 torch._fused_adamw_(  # type: ignore[call-overload]  # what torch.optim.AdamW(fused=True) calls, without its bookkeeping
                     *arrays, [], [count],
                     lr=lr, beta1=self.beta1[member], beta2=self.beta2[member], weight_decay=decay, eps=self.eps,

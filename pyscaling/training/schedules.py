@@ -29,6 +29,8 @@ def kaplan_learning_rate(N: float) -> float:
     Raises ValueError outside the rule's range, where it would be negative.
     """
     rate = 0.003239 - 0.0001395 * math.log(N)
-    if not 0 < rate or N < 1:
-        raise ValueError(f"Kaplan's rule gives no positive rate at N={N:.3g} (valid below 1.2e10); give an explicit rate.")
+    if not rate > 0 or N < 1:
+        raise ValueError(
+            f"Kaplan's rule gives no positive rate at N={N:.3g} (valid below 1.2e10); give an explicit rate."
+        )
     return rate

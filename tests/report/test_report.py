@@ -46,15 +46,22 @@ def test_held_out_fails_plainly(tmp_path: Path) -> None:
     assert 'class="verdict fail">FAIL' in page
 
 
-def test_verdict_does_not_follow_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Setting a study to another law must not change which law is judged, nor hide the one that is."""
+def test_law_is_chosen_without_the_largest_model(tmp_path: Path) -> None:
+    """Whatever the largest model did, it must not change which law is judged."""
+    plain = analyse(synthetic.make_study(tmp_path / "plain"), bootstrap=50)
+    off = analyse(synthetic.make_study(tmp_path / "off", largest_off=0.3), bootstrap=50)
+    assert plain.choice.law == off.choice.law == "chinchilla"  # the synthetic truth
+    assert off.choice.errors == pytest.approx(plain.choice.errors)
+    assert plain.choice.errors["chinchilla"] < plain.choice.errors["kaplan_ND"]
+    assert [test.law for test in plain.other_tests] == ["kaplan_ND"]
+
+
+def test_spec_may_name_the_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "SPEC", synthetic.SPEC.replace("name =", 'law = "kaplan_ND"\nname =', 1))
-    other = analyse(synthetic.make_study(tmp_path / "kaplan"), bootstrap=50)
-    assert other.study.spec.law == "kaplan_ND"
-    assert other.held_out is not None
-    assert other.held_out.law == "chinchilla"
-    assert [test.law for test in other.other_tests] == ["kaplan_ND"]
-    page = write_report(tmp_path / "kaplan", analysis=other).read_text()
+    named = analyse(synthetic.make_study(tmp_path / "kaplan"), bootstrap=50)
+    assert named.choice.law == named.held_out.law == named.main.name == "kaplan_ND"
+    assert [test.law for test in named.other_tests] == ["chinchilla"]
+    page = write_report(tmp_path / "kaplan", analysis=named).read_text()
     assert "2 laws of N and D were put to this test" in page
 
 
@@ -100,4 +107,4 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"holds no study\.db"):
         analyse(tmp_path)
     with pytest.raises(ValueError, match="needs at least three model sizes"):
-        held_out_test(Runs({"N": [1e3, 2e3] * 4, "D": [1e5] * 8, "loss": [4.0, 3.0] * 4}))
+        held_out_test(Runs({"N": [1e3, 2e3] * 4, "D": [1e5] * 8, "loss": [4.0, 3.0] * 4}), "chinchilla")

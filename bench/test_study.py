@@ -34,7 +34,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         d = shape.d_model
-        self.n_head = shape.n_head
+        self.n_head, self.rope_base = shape.n_head, shape.rope_base
         self.attention_norm, self.mlp_norm = nn.RMSNorm(d), nn.RMSNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
         self.up, self.down = nn.Linear(d, shape.d_ff, bias=False), nn.Linear(shape.d_ff, d, bias=False)
@@ -42,7 +42,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, length, d = x.shape
         q, k, v = self.qkv(self.attention_norm(x)).view(n, length, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        q, k = (F.rms_norm(rotary(t), t.shape[-1:]) for t in (q, k))
+        q, k = (F.rms_norm(rotary(t, self.rope_base), t.shape[-1:]) for t in (q, k))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, length, d)
         x = x + self.out(mixed)
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))

@@ -32,7 +32,7 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(tokens + offsets.view(-1, *[1] * (tokens.dim() - 1)), weight.reshape(-1, d))
 
 
-def rotary(x: Tensor, base: float = 10_000.0) -> Tensor:
+def rotary(x: Tensor, base: float) -> Tensor:
     """Rotary position embedding (Su et al. 2021) of x [..., T, head_dim], halves rotated against each other."""
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)

@@ -94,7 +94,7 @@ class FleetTransformer:
         qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, M * B, n_head, T, head_dim]
         qk, v = qkv[:2], qkv[2]
         if shape.position == "rope":
-            qk = ops.rotary(qk)
+            qk = ops.rotary(qk, shape.rope_base)
         if shape.qk_norm:
             qk = F.rms_norm(qk, qk.shape[-1:])
         q, k = qk

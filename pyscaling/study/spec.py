@@ -66,6 +66,7 @@ class ModelSpec(_Table):
     tied: bool = True
     bias: bool = True
     qk_norm: bool = False
+    rope_base: PositiveFloat = 10_000.0  # near the context is best where that is short
 
 
 class SizeSpec(_Table):

@@ -1,0 +1,33 @@
+"""What every test shares: one thread per process, a cache of its own, and where third-party data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["PYSCALING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def chinchilla_runs():
+    """The 245 points of Besiroglu et al. 2024, or a skip where the third-party file is absent."""
+    import pyscaling as ps
+
+    path = SHARED_DATA / "epoch_chinchilla.csv"
+    if not path.exists():
+        pytest.skip("third-party data ../shared/data/epoch_chinchilla.csv is not here")
+    return ps.read_runs(path, columns={"N": "Model Size", "C": "Training FLOP"})

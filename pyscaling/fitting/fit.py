@@ -319,13 +319,16 @@ class Fit:
 
 
 def _distinct_minima(solved: Mapping[str, np.ndarray], value: np.ndarray) -> np.ndarray:
-    """theta of the distinct minima met, best first."""
+    """theta of the distinct minima that a resample may make the best, best first.
+
+    One that is half as high again as the best is out of a resample's reach, and refitting from it would cost the most.
+    """
     order = np.lexsort((solved["gradient"], value))
-    chosen: list[int] = []
-    for k in order:
-        if not np.isfinite(value[k]) or len(chosen) == 16:
+    chosen = [int(order[0])]
+    for k in order[1:]:
+        if value[k] > 1.5 * value[order[0]] or len(chosen) == 16:
             break
-        if not chosen or value[k] > value[chosen[-1]] * (1 + 1e-6):
+        if solved["status"][k] == 0 and value[k] > value[chosen[-1]] * (1 + 1e-6):
             chosen.append(int(k))
     return solved["theta"][chosen]
 

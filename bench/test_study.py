@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pyscaling.kernels.reference import rotary
 from torch import nn
 
 from pyscaling.accounting import Shape
 from pyscaling.data import BatchOrder, load_corpus, tokenize_corpus
+from pyscaling.kernels.reference import rotary
 from pyscaling.study import Study
 from pyscaling.study.executor import evaluation_windows
 from pyscaling.study.spec import StudySpec

@@ -60,7 +60,8 @@ class Shape:
 
     d_ff: width of the MLP; 0 means 4 d_model, or 8/3 d_model for "swiglu", whose three matrices then count as much.
     context: longest sequence in tokens. mlp: "gelu" | "swiglu".
-    norm: "layernorm" | "rmsnorm". position: "learned" | "rope", of wavelengths up to 2 pi rope_base. tied: head shares the embedding's weights.
+    norm: "layernorm" | "rmsnorm". position: "learned" | "rope", of wavelengths
+    up to 2 pi rope_base. tied: head shares the embedding's weights.
     bias: biases in linear layers and norms. qk_norm: queries and keys are RMS-normalised (Henry et al. 2020).
     Raises ValueError for sizes that do not fit together.
     """

@@ -6,6 +6,7 @@ import numpy as np
 
 from pyscaling.fitting.problem import Problem
 
+_ROUNDING = 1e-9
 _SAME = 1e-6  # relative difference of objectives below which two starts found the same minimum
 
 
@@ -70,8 +71,10 @@ def gather(problem: Problem, starts: np.ndarray, solved: dict[str, np.ndarray], 
     """Evidence for the best of the solved starts."""
     theta, value = solved["theta"][best], solved["value"]
     lowest = float(value[best])
+    # Residuals of a billionth and less are rounding: a fit that exact is at its minimum, whatever its gradient says.
+    exact = 0.5 * (_ROUNDING * problem.spread) ** 2 * problem.weights.sum()
     finite = np.isfinite(value) & (solved["status"] != 3)
-    same = finite & (value <= lowest * (1 + _SAME) + 1e-300)
+    same = finite & (value <= max(lowest * (1 + _SAME), exact))
     settled = value[finite & ~same & (solved["status"] == 0) & (value < 10 * lowest)] / (lowest or 1.0)
     others = np.unique(np.round(settled, 6))
     names = np.array(problem.law.names)
@@ -81,13 +84,13 @@ def gather(problem: Problem, starts: np.ndarray, solved: dict[str, np.ndarray], 
     condition, unidentified, vanished = _identifiability(problem, theta, free)
     at_bound = (free & ((theta <= problem.lower) | (theta >= problem.upper))) | vanished
     return Evidence(
-        converged=int(solved["status"][best]) == 0,
-        gradient_norm=float(solved["gradient"][best]),
+        converged=int(solved["status"][best]) == 0 or lowest <= exact,
+        gradient_norm=float(solved["gradient"][best]) if lowest > exact else 0.0,
         n_starts=len(value),
         agreeing=float(np.mean(same)),
         other_minima=tuple(float(v) for v in others[:10]),
         at_bound=tuple(names[at_bound]),
-        unmoved=tuple(names[unmoved & ~at_bound]) if len(value) > 1 or lowest > 0 else (),
+        unmoved=tuple(names[unmoved & ~at_bound]) if lowest > exact else (),
         condition_number=condition,
         unidentified=unidentified,
     )

@@ -261,11 +261,12 @@ class _Trainer:
         losses, _ = self._evaluate(self.evaluations[0], curve=True)
         for member, trunk_id in enumerate(job.trunk_ids):
             if self._alive(member):
+                ratio = float(scale.noise_scale[member])
                 self.emit(
                     "noise_scale",
                     {
                         "trunk_id": trunk_id, "tokens": step * job.batch_tokens, "loss": losses[member],
-                        "noise_scale": float(scale.noise_scale[member]), "grad_sq": float(scale.grad_sq[member]),
+                        "noise_scale": ratio if math.isfinite(ratio) else None, "grad_sq": float(scale.grad_sq[member]),
                         "trace": float(scale.trace[member]),
                     },
                 )  # fmt: skip

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 def branch_segments(budgets: Sequence[int], batch_tokens: int, decay_fraction: float) -> list[tuple[int, int, int]]:
     """(steps of the trunk to take, steps of the branch, budget in steps) for each budget, ascending.
 
-    decay_fraction: share of a budget that its branch decays over; 0 for no branch. Raises ValueError if a branch would
-    start before the one below it.
+    decay_fraction: share of a budget that its branch decays over; 0 for no branch.
     """
     out, reached = [], 0
     for budget in budgets:
@@ -15,6 +14,4 @@ def branch_segments(budgets: Sequence[int], batch_tokens: int, decay_fraction: f
         decay = max(1, round(decay_fraction * steps)) if decay_fraction else 0
         out.append((steps - decay - reached, decay, steps))
         reached = steps - decay
-    if any(trunk < 0 for trunk, _, _ in out):
-        raise ValueError(f"budgets {tuple(budgets)} lie so close that a branch starts before the one below it.")
     return out

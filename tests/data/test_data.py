@@ -76,12 +76,15 @@ def test_round_trips() -> None:
         train_bpe([text], 100)
 
 
-def test_cache_is_by_content(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PYSCALING_CACHE", str(tmp_path / "cache"))
+def test_cache_is_by_content(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = tmp_path_factory.mktemp("own")
+    monkeypatch.setenv("PYSCALING_CACHE", str(cache))
     first = tokenize_corpus(load_corpus(folder), vocab_size=None)
     assert isinstance(first.train, np.memmap)
     assert first.train[-1] == 0  # the end of a document
-    entry = tmp_path / "cache" / first.key
+    entry = cache / first.key
     stamp = (entry / "train.npy").stat().st_mtime_ns
     assert tokenize_corpus(load_corpus(folder), vocab_size=None).key == first.key
     assert (entry / "train.npy").stat().st_mtime_ns == stamp

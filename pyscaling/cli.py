@@ -180,6 +180,7 @@ def study_command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: studies/NAME]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: cores]")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Only print what the study will cost; train nothing.")] = False,
 ) -> None:
     """Train a grid of models, fit the laws, plan ten times its largest budget and write a report.
 
@@ -191,6 +192,11 @@ def study_command(
         from pyscaling.study import Study
 
         study = Study.from_toml(spec, out) if spec is not None else Study.from_preset(preset or "cpu", out)
+        if cost:
+            from pyscaling.study.cost import predict_cost
+
+            typer.echo(str(predict_cost(study.spec)))
+            return
         if study.finished:
             typer.echo(f"Study {study.spec.name} in {study.folder} is done: nothing to train.")
         else:

@@ -176,7 +176,7 @@ def learning_curves(analysis: Analysis) -> Figure:
         ax.plot([], [], **style, mec="k", mew=0.4, label=f"N = {format_count(N)}")
     log_count_axis(ax)
     ax.set_xlabel("tokens")
-    _log_loss(ax, "loss, nats per token (lines: training batch; marks: final validation)")
+    _log_loss(ax, "L, nats per token")
     ax.yaxis.label.set_fontsize(8)
     figure.legend(loc="outside right upper")
     return figure

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.accounting import training_flops
-
 _POSITIVE = ("N", "D", "C", "S", "loss")
 # Spellings met in the tables that people publish; compared without case, spaces, dashes and underscores.
 _SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -53,7 +51,7 @@ class Runs:
         if len(have) != 2:
             return
         if "C" not in columns:
-            columns["C"] = training_flops(columns["N"], columns["D"])
+            columns["C"] = 6 * columns["N"] * columns["D"]
         elif "D" not in columns:
             columns["D"] = columns["C"] / (6 * columns["N"])
         else:

@@ -8,6 +8,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import time
 import traceback
@@ -60,6 +61,7 @@ def run_local(
     queue = sorted(items, key=lambda item: -item.cost)
     context = multiprocessing.get_context("spawn")
     running: dict[Connection, tuple[Any, WorkItem | None]] = {}
+    restarted: set[str] = set()
     failure: str | None = None
     try:
         for _ in range(min(workers, len(queue))):
@@ -93,11 +95,17 @@ def run_local(
                     break
                 if kind == "done":
                     running[ready] = (process, None)
+                    store.commit()
+                    if working_on.job.fleet_id in store.pending_fleets():
+                        failure = _start_over(working_on, queue, restarted)
                 elif kind == "error":
                     failure = row["message"]
                     break
                 elif kind == "warning":
                     print(row["message"], file=sys.stderr)
+                elif kind == "checkpoint":
+                    store.commit()
+                    ready.send("stored")
                 elif kind == "progress":
                     progress(working_on.job.fleet_id, row)
                 else:
@@ -106,8 +114,11 @@ def run_local(
             if dirty:
                 store.commit()
         store.commit()
-    except OSError as error:
-        raise StudyError(f"the study could not go on: {error}. Finished runs are safe; run it again.") from error
+    except (OSError, sqlite3.Error) as error:
+        raise StudyError(
+            f"the study in {store.folder} could not go on: {error}. Finished runs are safe; mend the cause (is the disk full?) "
+            "and run it again."
+        ) from error
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -115,6 +126,16 @@ def run_local(
             process.join(5)
     if failure is not None:
         raise StudyError(failure)
+
+
+def _start_over(item: WorkItem, queue: list[WorkItem], restarted: set[str]) -> str | None:
+    """A fleet whose checkpoint is ahead of the store (study.db was deleted, say) trains again, once."""
+    if item.job.fleet_id in restarted:
+        return f"fleet {item.job.fleet_id} ended without reporting all of its runs; please report this."
+    restarted.add(item.job.fleet_id)
+    item.checkpoint.unlink(missing_ok=True)
+    queue.insert(0, item)
+    return None
 
 
 def _worker(pipe: Connection) -> None:
@@ -128,7 +149,7 @@ def _worker(pipe: Connection) -> None:
     while (item := pipe.recv()) is not None:
         try:
             _train(item, pipe)
-        except BrokenPipeError:
+        except (BrokenPipeError, EOFError):
             os._exit(1)  # the parent is gone; the checkpoint holds all that matters
         except (CheckpointError, ValueError, OSError) as error:
             pipe.send(("error", {"message": str(error)}))
@@ -145,7 +166,13 @@ def _train(item: WorkItem, pipe: Connection) -> None:
         for name, file, n_window, n_curve in item.evaluations
     ]
     tokens = np.load(item.train_file, mmap_mode="r")
-    train_fleet(item.job, tokens, evaluations, emit=lambda *message: pipe.send(message), checkpoint=item.checkpoint)
+
+    def emit(kind: str, row: dict[str, Any]) -> None:
+        pipe.send((kind, row))
+        if kind == "checkpoint":
+            pipe.recv()  # the parent has stored everything up to here
+
+    train_fleet(item.job, tokens, evaluations, emit=emit, checkpoint=item.checkpoint)
     pipe.send(("done", {"at": time.time()}))
 
 

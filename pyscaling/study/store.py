@@ -68,6 +68,11 @@ class Store:
             self._db = connect(folder, create=True)
             self._db.executescript(_SCHEMA)
             self._claim(spec_text, spec_key)
+        except sqlite3.Error as error:
+            self._lock.close()
+            raise StudyError(
+                f"{folder / 'study.db'} cannot be used ({error}); mend the cause (is the disk full?), or move the folder away."
+            ) from error
         except BaseException:
             self._lock.close()
             raise
@@ -147,12 +152,16 @@ def connect(folder: Path, *, create: bool = False) -> sqlite3.Connection:
 
 
 def read_table(folder: Path, table: str, where: str = "") -> dict[str, list[Any]]:
-    """A table of the store, column by column."""
+    """A table of the store, column by column. Raises StudyError if it cannot be read."""
     db = connect(folder)
     try:
         cursor = db.execute(f"SELECT * FROM {table} {where}")
         names = [column[0] for column in cursor.description]
         rows = cursor.fetchall()
+    except sqlite3.Error as error:
+        raise StudyError(
+            f"{folder / 'study.db'} cannot be read ({error}); it holds no study yet, or is damaged."
+        ) from error
     finally:
         db.close()
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from pyscaling import __version__
 from pyscaling.runs import Runs
 from pyscaling.study.spec import StudySpec, preset_text
-from pyscaling.study.store import Store, connect, read_table, spec_key
+from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
 
 
 class Study:
@@ -44,12 +44,11 @@ class Study:
         Raises StudyError if the folder is another process's or another spec's, or if the study cannot go on.
         """
         from pyscaling.study.executor import run_local
+        from pyscaling.study.fleets import plan_fleets
         from pyscaling.study.progress import StudyProgress
 
         self.folder.mkdir(parents=True, exist_ok=True)
         with Store(self.folder, self._text, spec_key(self.spec.model_dump_json())) as store:
-            from pyscaling.study.fleets import plan_fleets
-
             items, rows, facts = plan_fleets(self.spec, self.folder)
             store.add_runs(rows)
             store.set_facts({"version": __version__, **facts})
@@ -66,9 +65,10 @@ class Study:
     @property
     def finished(self) -> bool:
         """Whether no run is left to train."""
-        if not (self.folder / "study.db").exists():
+        try:
+            status = read_table(self.folder, "runs")["status"]
+        except StudyError:  # killed before its tables were made, or never begun
             return False
-        status = read_table(self.folder, "runs")["status"]
         return bool(status) and "pending" not in status
 
     @property

@@ -127,7 +127,8 @@ def train_fleet(
 
     tokens: 1-d training tokens. evaluations: the first is the main one, whose loss a run reports. emit(kind, row) is
     called with "progress", "metric", "evaluation", "noise_scale", "finished" and "failed" rows (columns of the
-    study's tables); a resumed job may repeat rows, always with the same values. Raises CheckpointError.
+    study's tables); a resumed job may repeat rows, always with the same values. It is called with "checkpoint" before a
+    checkpoint is written, and must then return only when all rows before are stored. Raises CheckpointError.
     """
     trainer = _Trainer(job, tokens, evaluations, emit, checkpoint, checkpoint_seconds, device)
     trainer.run()
@@ -322,6 +323,7 @@ class _Trainer:
             self.emit("progress", {"steps": self._done()})
         if self.checkpoint is not None and (save or now - self._last_save > self.checkpoint_seconds):
             self._last_save = now
+            self.emit("checkpoint", {})  # what was reported must last before the checkpoint that is beyond it does
             self._save(self.checkpoint)
 
     def _save(self, path: Path) -> None:

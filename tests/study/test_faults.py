@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pyscaling.study import Study
+from pyscaling.study.fleets import plan_fleets
 from pyscaling.study.store import Store, StudyError
 from pyscaling.training import loop
 
@@ -153,13 +154,51 @@ def test_damaged_checkpoint(spec_file: Path, tmp_path: Path, uninterrupted) -> N
     assert table(folder) == uninterrupted
 
 
+def test_checkpoints_ahead_of_the_store(spec_file: Path, tmp_path: Path, uninterrupted) -> None:
+    """With study.db lost, checkpoints that say "all done" must not leave the runs pending for ever."""
+    study = Study.from_toml(spec_file, tmp_path)
+    study.run(workers=1, progress=False)
+    for file in tmp_path.glob("study.db*"):
+        file.unlink()
+    assert not study.finished
+    study.run(workers=1, progress=False)
+    assert table(tmp_path) == uninterrupted
+
+
+def test_a_checkpoint_waits_for_the_store(spec_file: Path, tmp_path: Path) -> None:
+    """Whatever a checkpoint is beyond was announced before it was written."""
+    items, _, _ = plan_fleets(Study.from_toml(spec_file).spec, tmp_path)
+    path = tmp_path / "f.safetensors"
+    stamps, kinds = [], []
+
+    def emit(kind: str, row: dict) -> None:
+        stamps.append(path.stat().st_mtime_ns if path.exists() else 0)
+        kinds.append(kind)
+
+    loop.train_fleet(
+        items[0].job,
+        np.load(items[0].train_file),
+        [loop.Evaluation("x", np.zeros((2, 17), dtype=np.int64))],
+        emit=emit,
+        checkpoint=path,
+        checkpoint_seconds=0.01,
+    )
+    changes = [i for i in range(1, len(stamps)) if stamps[i] != stamps[i - 1]]
+    assert changes
+    assert all(kinds[i - 1] == "checkpoint" for i in changes)
+
+
+def test_damaged_store(spec_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StudyError, match=r"study.db cannot be used .*mend the cause"):
+        Study.from_toml(spec_file, tmp_path).run(progress=False)
+
+
 def test_full_disk(spec_file: Path, tmp_path: Path, monkeypatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    items, _, _ = __import__("pyscaling.study.fleets", fromlist=["plan_fleets"]).plan_fleets(
-        Study.from_toml(spec_file).spec, tmp_path
-    )
+    items, _, _ = plan_fleets(Study.from_toml(spec_file).spec, tmp_path)
     monkeypatch.setattr(loop.os, "fsync", full)
     (tmp_path / "checkpoints").mkdir()
     windows = np.zeros((2, 17), dtype=np.int64)

@@ -33,13 +33,14 @@ def train(this: FleetJob, checkpoint: Path | None = None, stop_after: int | None
 
     def emit(kind: str, row: dict) -> None:
         nonlocal count
+        if kind in ("progress", "checkpoint"):
+            return
         count += 1
         if stop_after is not None and count > stop_after:
             raise KeyboardInterrupt
-        if kind != "progress":
-            rows[kind, *(str(row.get(k)) for k in ("run_id", "trunk_id", "tokens", "distribution"))] = {
-                k: v for k, v in row.items() if k != "wall_s"
-            }
+        rows[kind, *(str(row.get(k)) for k in ("run_id", "trunk_id", "tokens", "distribution"))] = {
+            k: v for k, v in row.items() if k != "wall_s"
+        }
 
     with contextlib.suppress(KeyboardInterrupt):
         train_fleet(this, TOKENS, [EVALUATION], emit=emit, checkpoint=checkpoint, checkpoint_seconds=seconds)

@@ -132,6 +132,10 @@ def test_members_do_not_depend_on_each_other() -> None:
     assert spoiled == {run: loss for run, loss in both.items() if run.startswith("a")}
 
 
+def test_bf16_follows_fp32() -> None:
+    assert finals(train(job(precision="bf16"))) == pytest.approx(finals(train(job())), rel=5e-3)
+
+
 @pytest.mark.parametrize("stop_after", [1, 7, 12, 19, 26])
 def test_resume_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     whole = train(job())

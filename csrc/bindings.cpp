@@ -27,7 +27,7 @@ std::vector<Instruction> instructions(const Codes& code, int n_slot) {
     std::vector<Instruction> out;
     for (py::ssize_t i = 0; i < code.shape(0); ++i) {
         const auto* row = code.data(i, 0);
-        if (row[0] < 0 || row[0] > static_cast<int>(Op::copy)) throw std::invalid_argument("unknown instruction");
+        if (row[0] < 0 || row[0] > static_cast<int>(Op::less)) throw std::invalid_argument("unknown instruction");
         for (int k = 1; k < 4; ++k)
             if (row[k] < 0 || row[k] >= n_slot) throw std::invalid_argument("slot out of range");
         out.push_back({static_cast<Op>(row[0]), row[1], row[2], row[3]});
@@ -50,7 +50,7 @@ Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n
     const int base = tape.n_scalar + n_column;
     for (const Instruction& i : tape.vector_code) {
         const bool both_scalar = i.a < tape.n_scalar && i.b < tape.n_scalar && i.op != Op::copy;
-        const bool scalar_first = i.a < tape.n_scalar && i.op != Op::copy && i.op != Op::sub;
+        const bool scalar_first = i.a < tape.n_scalar && i.op != Op::copy && i.op != Op::sub && i.op != Op::less;
         if (i.out < base || both_scalar || scalar_first) throw std::invalid_argument("malformed vector instruction");
     }
     for (int k = 0; k < 3; ++k) {

@@ -16,6 +16,8 @@ void set_parameters(const Tape& tape, const double* theta, Workspace& ws) {
             case Op::log: s[i.out] = std::log(s[i.a]); break;
             case Op::recip: s[i.out] = 1.0 / s[i.a]; break;
             case Op::copy: s[i.out] = s[i.a]; break;
+            case Op::max: s[i.out] = s[i.a] < s[i.b] ? s[i.b] : s[i.a]; break;
+            case Op::less: s[i.out] = s[i.a] < s[i.b] ? 1.0 : 0.0; break;
         }
     }
 }
@@ -82,6 +84,27 @@ void run_block(const Tape& tape, const Points& points, int first, int n, int lev
                     for (int p = 0; p < n; ++p) out[p] = sa;
                 } else {
                     for (int p = 0; p < n; ++p) out[p] = a[p];
+                }
+                break;
+            case Op::max:
+                if (scalar_b) {
+#pragma omp simd
+                    for (int p = 0; p < n; ++p) out[p] = a[p] < sb ? sb : a[p];
+                } else {
+#pragma omp simd
+                    for (int p = 0; p < n; ++p) out[p] = a[p] < b[p] ? b[p] : a[p];
+                }
+                break;
+            case Op::less:
+                if (scalar_a) {
+#pragma omp simd
+                    for (int p = 0; p < n; ++p) out[p] = sa < b[p] ? 1.0 : 0.0;
+                } else if (scalar_b) {
+#pragma omp simd
+                    for (int p = 0; p < n; ++p) out[p] = a[p] < sb ? 1.0 : 0.0;
+                } else {
+#pragma omp simd
+                    for (int p = 0; p < n; ++p) out[p] = a[p] < b[p] ? 1.0 : 0.0;
                 }
                 break;
         }

@@ -12,7 +12,7 @@ namespace pyscaling {
 
 constexpr int kBlock = 128;  // points; the registers of a gradient (about 20) then stay within a 48 KiB L1 cache
 
-enum class Op : std::int32_t { add, sub, mul, exp, log, recip, copy };
+enum class Op : std::int32_t { add, sub, mul, exp, log, recip, copy, max, less };  // less: 1 where a < b, else 0
 
 struct Instruction {
     Op op;

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "solver.hpp"
 
@@ -24,6 +25,7 @@ struct Batch {
     const double* upper;
     double delta, spread;
     int threads = 1;
+    const std::atomic<bool>* stop;  // set by another thread to give up
 };
 
 struct Results {  // one row per start, or per resample
@@ -34,7 +36,10 @@ struct Results {  // one row per start, or per resample
     std::int32_t* status;
 };
 
+// How often each cluster is drawn in one resample: counts [n_cluster].
+void draw_counts(std::uint64_t seed, int resample, std::vector<double>& counts);
+
 // Each row depends on its own index alone, so that results do not depend on the number of threads.
-void run_batch(const Batch& batch, const Results& results, std::atomic<bool>& stop, std::atomic<int>& done);
+void run_batch(const Batch& batch, const Results& results);
 
 }  // namespace pyscaling

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <mutex>
 #include <stdexcept>
@@ -22,54 +23,56 @@ using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 using Ints = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 using Codes = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
 
-std::vector<Instruction> instructions(const Codes& code, int n_slot) {
-    if (code.ndim() != 2 || code.shape(1) != 4) throw std::invalid_argument("code must have shape [n, 4]");
+std::vector<Instruction> instructions(const Codes& code, int n_slot, int n_pair) {
+    if (code.ndim() != 2 || code.shape(1) != 5) throw std::invalid_argument("code must have shape [n, 5]");
     std::vector<Instruction> out;
     for (py::ssize_t i = 0; i < code.shape(0); ++i) {
         const auto* row = code.data(i, 0);
-        if (row[0] < 0 || row[0] > static_cast<int>(Op::less)) throw std::invalid_argument("unknown instruction");
-        for (int k = 1; k < 4; ++k)
-            if (row[k] < 0 || row[k] >= n_slot) throw std::invalid_argument("slot out of range");
-        out.push_back({static_cast<Op>(row[0]), row[1], row[2], row[3]});
+        if (row[0] < 0 || row[0] > static_cast<int>(Op::emit)) throw std::invalid_argument("unknown instruction");
+        const bool emits = row[0] == static_cast<int>(Op::emit);
+        for (int k = 1; k < 5; ++k)
+            if (row[k] < 0 || row[k] >= (k == 1 && emits ? n_pair : n_slot)) throw std::invalid_argument("slot out of range");
+        out.push_back({static_cast<Op>(row[0]), row[1], row[2], row[3], row[4]});
     }
     return out;
 }
 
+// Which operands of a vector instruction may be scalars is what run_level has loops for.
+bool well_formed(const Tape& tape, const Instruction& i, bool second_order) {
+    const bool a = i.a < tape.n_scalar, b = i.b < tape.n_scalar;
+    if (i.op == Op::emit) return second_order && !a;
+    if (i.out < tape.n_scalar + tape.n_column) return false;
+    if (i.op == Op::copy) return a;
+    if (i.op == Op::sub || i.op == Op::less) return !(a && b);
+    return !a;
+}
+
 Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n_register, const Codes& scalar_code,
                const Codes& vector_code, std::array<int, 3> level_end, int value, std::vector<std::int32_t> gradient,
-               std::vector<std::int32_t> hessian) {
+               bool log_link) {
     Tape tape;
     tape.n_parameter = n_parameter;
     tape.n_scalar = static_cast<int>(scalars.size());
     tape.n_column = n_column;
     tape.n_register = n_register;
+    tape.log_link = log_link;
     tape.scalars = std::move(scalars);
     const int n_slot = tape.n_scalar + n_column + n_register;
-    tape.scalar_code = instructions(scalar_code, tape.n_scalar);
-    tape.vector_code = instructions(vector_code, n_slot);
-    const int base = tape.n_scalar + n_column;
-    for (const Instruction& i : tape.vector_code) {
-        const bool both_scalar = i.a < tape.n_scalar && i.b < tape.n_scalar && i.op != Op::copy;
-        const bool scalar_first = i.a < tape.n_scalar && i.op != Op::copy && i.op != Op::sub && i.op != Op::less;
-        if (i.out < base || both_scalar || scalar_first) throw std::invalid_argument("malformed vector instruction");
-    }
+    tape.scalar_code = instructions(scalar_code, tape.n_scalar, 0);
+    tape.vector_code = instructions(vector_code, n_slot, tape.n_pair());
+    const int size = static_cast<int>(tape.vector_code.size());
     for (int k = 0; k < 3; ++k) {
-        if (level_end[k] < (k ? level_end[k - 1] : 0) || level_end[k] > static_cast<int>(tape.vector_code.size()))
-            throw std::invalid_argument("malformed levels");
+        if (level_end[k] < (k ? level_end[k - 1] : 0) || level_end[k] > size) throw std::invalid_argument("malformed levels");
         tape.level_end[k] = level_end[k];
     }
+    for (int k = 0; k < size; ++k)
+        if (!well_formed(tape, tape.vector_code[k], k >= level_end[1])) throw std::invalid_argument("malformed vector instruction");
     tape.value = value;
     tape.gradient = std::move(gradient);
-    tape.hessian = std::move(hessian);
-    auto check = [&](std::int32_t s) {
-        if (s < tape.n_scalar || s >= n_slot) throw std::invalid_argument("output slot out of range");
-    };
-    check(tape.value);
-    for (auto s : tape.gradient) check(s);
-    for (auto s : tape.hessian) check(s);
-    if (static_cast<int>(tape.gradient.size()) != n_parameter ||
-        static_cast<int>(tape.hessian.size()) != n_parameter * (n_parameter + 1) / 2)
-        throw std::invalid_argument("one gradient slot per parameter and one Hessian slot per pair are needed");
+    if (static_cast<int>(tape.gradient.size()) != n_parameter) throw std::invalid_argument("one gradient slot per parameter is needed");
+    for (auto s : tape.gradient)
+        if (s < tape.n_scalar || s >= n_slot) throw std::invalid_argument("gradient slot out of range");
+    if (tape.value < tape.n_scalar || tape.value >= n_slot) throw std::invalid_argument("value slot out of range");
     return tape;
 }
 
@@ -163,14 +166,25 @@ py::dict fit_batch(const Tape& tape, const Doubles& columns, const Doubles& y, c
     const Results results{theta.mutable_data(), value.mutable_data(), gradient.mutable_data(), iterations.mutable_data(),
                           status.mutable_data()};
     std::atomic<bool> stop{false};
-    std::atomic<int> done{0};
-    interruptible(stop, [&] { run_batch(batch, results, stop, done); });
+    batch.stop = &stop;
+    interruptible(stop, [&] { run_batch(batch, results); });
     py::dict out;
     out["theta"] = theta;
     out["value"] = value;
     out["gradient"] = gradient;
     out["iterations"] = iterations;
     out["status"] = status;
+    return out;
+}
+
+py::array_t<double> resample_counts(int n_cluster, int n_resample, std::uint64_t seed) {
+    require(n_cluster > 0 && n_resample >= 0, "n_cluster must be positive, n_resample not negative");
+    py::array_t<double> out({n_resample, n_cluster});
+    std::vector<double> counts(n_cluster);
+    for (int row = 0; row < n_resample; ++row) {
+        draw_counts(seed, row, counts);
+        std::copy(counts.begin(), counts.end(), out.mutable_data(row, 0));
+    }
     return out;
 }
 
@@ -192,12 +206,21 @@ py::tuple jacobian(const Tape& tape, const Doubles& columns, const Doubles& thet
     Workspace ws(tape);
     set_parameters(tape, theta.data(), ws);
     py::array_t<double> value(points.n), rows({static_cast<py::ssize_t>(tape.n_parameter), static_cast<py::ssize_t>(points.n)});
+    double factor[kBlock];  // of the chain rule through the link
     for (int first = 0; first < points.n; first += kBlock) {
         const int n = std::min(kBlock, points.n - first);
-        run_block(tape, points, first, n, 1, ws);
-        std::copy_n(slot(tape, points, first, ws, tape.value), n, value.mutable_data(first));
-        for (int j = 0; j < tape.n_parameter; ++j)
-            std::copy_n(slot(tape, points, first, ws, tape.gradient[j]), n, rows.mutable_data(j, first));
+        run_level(tape, points, first, n, 0, ws);
+        const double* law = slot(tape, points, first, ws, tape.value);
+        double* out = value.mutable_data(first);
+        for (int p = 0; p < n; ++p) {
+            out[p] = tape.log_link ? std::log(law[p]) : law[p];
+            factor[p] = tape.log_link ? 1.0 / law[p] : 1.0;
+        }
+        run_level(tape, points, first, n, 1, ws);
+        for (int j = 0; j < tape.n_parameter; ++j) {
+            const double* row = slot(tape, points, first, ws, tape.gradient[j]);
+            for (int p = 0; p < n; ++p) *rows.mutable_data(j, first + p) = row[p] * factor[p];
+        }
     }
     return py::make_tuple(value, rows);
 }
@@ -209,12 +232,13 @@ PYBIND11_MODULE(_core, m) {
     py::class_<Tape>(m, "Tape")
         .def(py::init(&make_tape), py::arg("n_parameter"), py::arg("scalars"), py::arg("n_column"), py::arg("n_register"),
              py::arg("scalar_code"), py::arg("vector_code"), py::arg("level_end"), py::arg("value"), py::arg("gradient"),
-             py::arg("hessian"))
+             py::arg("log_link"))
         .def_readonly("n_parameter", &Tape::n_parameter)
         .def_readonly("n_register", &Tape::n_register);
     m.def("fit_batch", &fit_batch, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("starts"),
           py::arg("lower"), py::arg("upper"), py::arg("delta"), py::arg("spread"), py::arg("n_resample") = 0,
           py::arg("cluster") = py::none(), py::arg("seed") = 0, py::arg("threads") = 1);
+    m.def("resample_counts", &resample_counts, py::arg("n_cluster"), py::arg("n_resample"), py::arg("seed") = 0);
     m.def("evaluate", &evaluate_once, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("theta"),
           py::arg("delta"), py::arg("level") = 1, py::arg("repeat") = 1);
     m.def("jacobian", &jacobian, py::arg("tape"), py::arg("columns"), py::arg("theta"));

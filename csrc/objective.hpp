@@ -1,4 +1,4 @@
-// The objective of a fit, sum_i w_i rho(r_i) with r = law - y, its gradient and its curvature.
+// The objective of a fit, sum_i w_i rho(r_i) with r = law - y (or log law - y), its gradient and its curvature.
 #pragma once
 
 #include <vector>

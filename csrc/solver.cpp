@@ -8,10 +8,18 @@ namespace pyscaling {
 
 namespace {
 
-// Solves (H + damping diag(scale)) step = -g on the free parameters. False if not positive definite.
+// Solves (H + damping diag(scale)) step = -g for the free parameters, the steps of the others given. False if not
+// positive definite.
 bool damped_step(const Evaluation& at, const std::vector<char>& free, double damping, std::vector<double>& factor,
                  std::vector<double>& step) {
     const int P = static_cast<int>(step.size());
+    std::vector<double>& rhs = factor;  // the last P entries
+    const int tail = P * P;
+    for (int i = 0; i < P; ++i) {
+        rhs[tail + i] = free[i] ? -at.gradient[i] : step[i];
+        for (int j = 0; j < P && free[i]; ++j)
+            if (!free[j]) rhs[tail + i] -= at.curvature[i > j ? i * (i + 1) / 2 + j : j * (j + 1) / 2 + i] * step[j];
+    }
     for (int i = 0, k = 0; i < P; ++i) {
         for (int j = 0; j <= i; ++j, ++k) {
             double sum = 0.0;
@@ -32,7 +40,7 @@ bool damped_step(const Evaluation& at, const std::vector<char>& free, double dam
         }
     }
     for (int i = 0; i < P; ++i) {
-        double sum = free[i] ? -at.gradient[i] : 0.0;
+        double sum = rhs[tail + i];
         for (int m = 0; m < i; ++m) sum -= factor[i * P + m] * step[m];
         step[i] = sum / factor[i * P + i];
     }
@@ -54,19 +62,22 @@ double predicted_decrease(const Evaluation& at, const std::vector<double>& step)
     return -(linear + quadratic);
 }
 
+constexpr double kGrowth = 8.0;  // of the damping at a first refusal; it doubles with each one that follows
+
 // A minimiser's state, carried from stage to stage.
 struct Descent {
     const Problem& problem;
     Workspace& ws;
-    std::vector<double> theta, trial, step, factor;
-    std::vector<char> free;
+    std::vector<double> theta, trial, step, factor, held;
+    std::vector<char> free, within;
     Evaluation at, next;
-    double damping = 1e-3;
+    double damping = kFarDamping, growth = kGrowth, edge = 0.0;
+    bool clipped = false;
     int iterations = 0;
 
     Descent(const Problem& p, const double* start, Workspace& w)
         : problem(p), ws(w), theta(start, start + p.tape->n_parameter), trial(theta), step(theta),
-          factor(theta.size() * theta.size()), free(theta.size()), at(p.tape->n_parameter), next(p.tape->n_parameter) {
+          factor(theta.size() * (theta.size() + 1)), held(theta.size()), free(theta.size()), at(p.tape->n_parameter), next(p.tape->n_parameter) {
         for (std::size_t j = 0; j < theta.size(); ++j) theta[j] = std::clamp(theta[j], p.lower[j], p.upper[j]);
     }
 
@@ -82,6 +93,34 @@ struct Descent {
         }
     }
 
+    // The damped step within a box: a parameter that would leave it is held at its edge and the others solved again, the
+    // farthest first. The box ends at the bounds, and at what a quadratic can know of exponentials: a term that leaps out
+    // of sight never returns. Sets `clipped`; false if the matrix is not positive definite.
+    bool box_step() {
+        within = free;
+        std::fill(step.begin(), step.end(), 0.0);
+        clipped = false;
+        for (;;) {
+            if (!damped_step(at, within, damping, factor, step)) return false;
+            double worst = 1.0 + 1e-12;
+            std::size_t out = theta.size();
+            for (std::size_t j = 0; j < theta.size(); ++j) {
+                if (!within[j]) continue;
+                const double reach = 0.5 + 0.5 * std::abs(theta[j]);
+                const double room = step[j] > 0 ? std::min(reach, problem.upper[j] - theta[j]) : std::min(reach, theta[j] - problem.lower[j]);
+                if (std::abs(step[j]) > worst * room) worst = std::abs(step[j]) / std::max(room, 1e-300), out = j, edge = std::copysign(room, step[j]);
+            }
+            if (out == theta.size()) return true;
+            clipped = true;
+            within[out] = 0;
+            for (std::size_t j = 0; j < theta.size(); ++j)
+                if (within[j] || !free[j]) step[j] = 0.0;
+            held[out] = edge;
+            for (std::size_t j = 0; j < theta.size(); ++j)
+                if (free[j] && !within[j]) step[j] = held[j];
+        }
+    }
+
     double scaled_gradient() const {
         double worst = 0.0;
         for (std::size_t j = 0; j < theta.size(); ++j)
@@ -89,23 +128,26 @@ struct Descent {
         return worst;
     }
 
+    // Root mean square of the residuals at theta, none counted as larger than `most`.
+    double rms_residual(double most) {
+        measure(theta, most, 0, at);
+        double total = 0.0;
+        for (int p = 0; p < problem.points->n; ++p) total += problem.weights[p];
+        return std::sqrt(2 * at.value / total);
+    }
+
     // Minimises at one delta until the predicted decrease falls below `tolerance` times the value.
     Status descend(double delta, int level, double tolerance, int limit) {
         measure(theta, delta, level, at);
         if (!std::isfinite(at.value)) return Status::not_finite;
         for (int i = 0; i < limit; ++i) {
+            if (problem.stop && *problem.stop) return Status::iterations;
             find_free();
             if (at.value == 0.0) return Status::converged;
             bool solved = false;
-            while (!(solved = damped_step(at, free, damping, factor, step)) && damping < 1e12)
-                damping = std::max(10 * damping, 1e-10);
+            while (!(solved = box_step()) && damping < 1e12) damping = std::max(10 * damping, 1e-10);
             if (!solved) return Status::stalled;
-            bool clipped = false;
-            for (std::size_t j = 0; j < theta.size(); ++j) {
-                trial[j] = std::clamp(theta[j] + step[j], problem.lower[j], problem.upper[j]);
-                clipped |= trial[j] != theta[j] + step[j];
-                step[j] = trial[j] - theta[j];
-            }
+            for (std::size_t j = 0; j < theta.size(); ++j) trial[j] = std::clamp(theta[j] + step[j], problem.lower[j], problem.upper[j]);
             const double predicted = predicted_decrease(at, step);
             ++iterations;
             if (!clipped && damping <= 1e-6 && predicted <= tolerance * at.value) return Status::converged;
@@ -115,15 +157,18 @@ struct Descent {
                 const double ratio = predicted > 0 ? actual / predicted : 0.0;
                 std::swap(theta, trial);
                 std::swap(at, next);
-                if (ratio > 0.75) damping = damping > 1e-13 ? damping / 10 : 0.0;
+                // After a refusal the damping is about right, and falls with care.
+                if (ratio > 0.75) damping = damping > 1e-13 ? damping / (growth > kGrowth ? 2 : 10) : 0.0;
                 else if (ratio < 0.25) damping = std::max(4 * damping, 1e-10);
+                growth = kGrowth;
             } else {
                 // No decrease at rounding level: the step is as good as none.
                 if (damping > 1e10 || (predicted >= 0 && predicted <= 1e-15 * at.value)) {
                     find_free();
                     return scaled_gradient() < 1e-5 ? Status::converged : Status::stalled;
                 }
-                damping = std::max(8 * damping, 1e-8);
+                damping = std::max(growth * damping, 1e-8);
+                growth *= 2.0;
             }
         }
         return Status::iterations;
@@ -132,19 +177,40 @@ struct Descent {
 
 }  // namespace
 
-void solve(const Problem& problem, const double* start, Workspace& ws, Solution& out) {
+double first_delta(const Problem& problem, const double* start, Workspace& ws) {
     Descent descent(problem, start, ws);
-    const double infinity = std::numeric_limits<double>::infinity();
-    Status status = Status::converged;
-    for (double delta = problem.spread; delta > problem.delta && status != Status::not_finite; delta *= 0.1) {
-        status = descent.descend(delta, 1, 1e-3, 30);
-        descent.damping = std::min(descent.damping, 1e-2);
-    }
+    const double rms = descent.rms_residual(problem.spread);
+    double delta = problem.spread;
+    while (delta > 20 * rms && delta > problem.delta) delta *= 0.1;
+    return std::max(delta, problem.delta);
+}
+
+void approach(const Problem& problem, const double* start, double delta, double damping, Workspace& ws, Approach& out) {
+    Descent descent(problem, start, ws);
+    descent.damping = damping;
+    out.status = descent.descend(delta, 1, 1e-5, 100);
+    out.theta = descent.theta;
+    out.value = descent.at.value;
+    out.delta = delta;
+    out.damping = descent.damping;
+    out.iterations = descent.iterations;
+}
+
+void polish(const Problem& problem, const Approach& from, Workspace& ws, Solution& out) {
+    Descent descent(problem, from.theta.data(), ws);
+    Status status = from.status;
     if (status != Status::not_finite) {
-        // Gauss-Newton first: far out the exact Hessian is seldom positive definite.
-        descent.descend(problem.delta, 1, 1e-4, problem.delta < infinity ? 10 : 60);
-        descent.damping = std::min(descent.damping, 1e-3);
-        status = descent.descend(problem.delta, 2, 1e-14, 200);
+        descent.damping = std::min(from.damping, 1e-2);
+        if (std::isfinite(problem.delta)) {
+            for (double delta = 0.1 * from.delta; delta > 3 * problem.delta; delta *= 0.1) {
+                descent.descend(delta, 1, 1e-3, 30);
+                descent.damping = std::min(descent.damping, 1e-2);
+            }
+            // Gauss-Newton first: far out the exact Hessian is seldom positive definite.
+            descent.descend(problem.delta, 1, 1e-3, 10);
+            descent.damping = std::min(descent.damping, 1e-3);
+        }
+        status = descent.descend(problem.delta, 2, 1e-13, 200);
     }
     descent.find_free();
     out.theta = descent.theta;
@@ -152,6 +218,14 @@ void solve(const Problem& problem, const double* start, Workspace& ws, Solution&
     out.gradient = descent.scaled_gradient();
     out.iterations = descent.iterations;
     out.status = std::isfinite(out.value) ? status : Status::not_finite;
+}
+
+bool same_end(const Approach& a, const Approach& b) {
+    if (a.status != Status::converged || b.status != Status::converged) return false;
+    if (std::abs(a.value - b.value) > 1e-4 * std::abs(a.value)) return false;
+    for (std::size_t j = 0; j < a.theta.size(); ++j)
+        if (std::abs(a.theta[j] - b.theta[j]) > 1e-2 * (0.1 + std::abs(a.theta[j]))) return false;
+    return true;
 }
 
 }  // namespace pyscaling

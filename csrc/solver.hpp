@@ -1,9 +1,11 @@
 // A damped Newton method with bounds for the objectives of objective.hpp.
 //
 // A Huber loss with a small delta is nearly an absolute one: from a bad start its curvature is zero almost everywhere.
-// So delta starts large and shrinks in stages with Gauss-Newton steps, and Newton with the exact Hessian ends the fit.
+// So a fit has two parts: `approach` solves the problem for a large delta with Gauss-Newton steps; `polish` shrinks delta
+// in stages to the one asked for and ends with the exact Hessian. Starts whose approaches meet need only one polish.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "objective.hpp"
@@ -18,7 +20,8 @@ struct Problem {
     const double* lower;  // n_parameter each; +-infinity where free
     const double* upper;
     double delta;   // of the objective asked for
-    double spread;  // typical size of y's variation: delta starts here and shrinks tenfold a stage
+    double spread;  // typical size of y's variation: no stage begins with a larger delta
+    const std::atomic<bool>* stop;  // gives up when set
 };
 
 enum class Status : int { converged = 0, stalled = 1, iterations = 2, not_finite = 3 };
@@ -31,6 +34,22 @@ struct Solution {
     Status status = Status::not_finite;
 };
 
-void solve(const Problem& problem, const double* start, Workspace& ws, Solution& out);
+// Where an approach ended.
+struct Approach {
+    std::vector<double> theta;
+    double value = 0.0, delta = 0.0, damping = 0.0;  // of the smoothed objective; where its solver stood
+    int iterations = 0;
+    Status status = Status::not_finite;
+};
+
+constexpr double kFarDamping = 1e-3, kNearDamping = 1e-9;  // to begin with, far from a minimum and near one
+
+// A delta at which the residuals at a start count as small: spread, or less by powers of ten.
+double first_delta(const Problem& problem, const double* start, Workspace& ws);
+void approach(const Problem& problem, const double* start, double delta, double damping, Workspace& ws, Approach& out);
+void polish(const Problem& problem, const Approach& from, Workspace& ws, Solution& out);
+
+// Whether two approaches ended at one point, so that what follows is the same for both.
+bool same_end(const Approach& a, const Approach& b);
 
 }  // namespace pyscaling

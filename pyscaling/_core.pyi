@@ -16,7 +16,7 @@ class Tape:
         level_end: Sequence[int],
         value: int,
         gradient: Sequence[int],
-        hessian: Sequence[int],
+        log_link: bool,
     ) -> None: ...
 
 def fit_batch(
@@ -34,6 +34,7 @@ def fit_batch(
     seed: int = 0,
     threads: int = 1,
 ) -> dict[str, np.ndarray]: ...
+def resample_counts(n_cluster: int, n_resample: int, seed: int = 0) -> np.ndarray: ...
 def evaluate(
     tape: Tape,
     columns: np.ndarray,

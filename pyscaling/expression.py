@@ -84,6 +84,8 @@ class Graph:
             return self.const(0)
         if _is(a, 0):
             return self.mul(self.const(-1), b)
+        if b.op == "mul" and "data" in (b.args[0].kind, b.args[1].kind):
+            return self.add(a, self.mul(self.const(-1), b))
         return self._combine("sub", (a, b), False)
 
     def mul(self, a: Node, b: Node) -> Node:
@@ -97,13 +99,18 @@ class Graph:
             return b
         if a.op == "const" and b.op == "mul" and b.args[0].op == "const":
             return self.mul(self.const(_number(a) * _number(b.args[0])), b.args[1])
+        if a.op == "const" and b.op == "mul":
+            # A constant joins the data, where it is multiplied once and for all.
+            for data, other in (b.args, b.args[::-1]):
+                if data.kind == "data" and other.kind != "data":
+                    return self.mul(self.mul(a, data), other)
         if a.op == "exp" and b.op == "exp":
             return self.exp(self.add(a.args[0], b.args[0]))
         if a.op != "const":
-            # A constant or a scalar factor moves outwards, to meet others of its kind.
-            if b.op == "mul" and b.args[0].op == "const":
+            # A constant moves outwards, to meet others of its kind.
+            if b.op == "mul" and b.args[0].op == "const" and b.kind != "data":
                 return self.mul(b.args[0], self.mul(a, b.args[1]))
-            if a.op == "mul" and a.args[0].op == "const":
+            if a.op == "mul" and a.args[0].op == "const" and a.kind != "data":
                 return self.mul(a.args[0], self.mul(a.args[1], b))
             a, b = sorted((a, b), key=lambda node: node.key)
         return self._combine("mul", (a, b), a.positive and b.positive)

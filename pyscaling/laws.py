@@ -36,7 +36,7 @@ class Parameter:
 
     @property
     def logarithmic(self) -> bool:
-        return self.positive and self.role != "exponent"
+        return self.positive and self.role not in ("exponent", "floor")
 
 
 class Law:

@@ -19,7 +19,7 @@ from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, m
 from pyscaling.laws import Law
 from pyscaling.runs import Runs
 
-_AUTO_STARTS = 128
+_AUTO_STARTS = 64
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,18 @@ class Fit:
         return float(np.sqrt(share * len(self.runs) / (len(self.runs) - self.problem.n_free)))
 
     def restarts(self, count: int) -> np.ndarray:
-        """The minimum and the next best ones that the fit met, at most `count`, as theta [k, P]."""
-        return self._minima[: max(1, count)]
+        """`count` starts for refits as theta [count, P]: the minimum, the next best ones that the fit met, then points three
+        standard errors from the minimum along the axes of the errors' ellipsoid, the longest first."""
+        _value, jacobian = self.problem.value_and_jacobian(self.theta)
+        free = self.problem.lower < self.problem.upper
+        _, size, axes = np.linalg.svd(jacobian[:, free] * np.sqrt(self.problem.weights)[:, None], full_matrices=False)
+        reach = 3 * self.noise / np.maximum(size, 1e-3 * size[0])
+        displaced = np.repeat(self.theta[None], 2 * len(size), axis=0)
+        displaced[:, free] += np.concatenate(
+            [[+r * axis, -r * axis] for r, axis in zip(reach, axes, strict=True)][::-1]
+        )
+        displaced = np.clip(displaced, self.problem.lower, self.problem.upper)
+        return np.concatenate([self._minima, displaced])[: max(1, count)]
 
     def evaluate(self, params: Mapping[str, Any] | np.ndarray | None = None, **variables: Any) -> np.ndarray:
         """The law at the fitted parameters, or at others: a mapping, or samples [R, P], which give [R, ...]."""

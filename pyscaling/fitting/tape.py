@@ -1,6 +1,7 @@
 """Compiles a law into the tape that the C++ core runs: value, gradient and second derivatives, in that order."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,9 @@ from pyscaling._core import Tape
 from pyscaling.expression import Graph, Node
 from pyscaling.laws import Law
 
-_OPCODES = {"add": 0, "sub": 1, "mul": 2, "exp": 3, "log": 4, "recip": 5, "copy": 6}
+_OPCODES = {
+    op: k for k, op in enumerate(("add", "sub", "mul", "exp", "log", "recip", "copy", "max", "less", "fma", "emit"))
+}  # the order of Op in csrc/tape.hpp
 
 
 @dataclass(frozen=True)
@@ -31,71 +34,80 @@ class CompiledLaw:
 
 @lru_cache(maxsize=64)
 def compile_law(law: Law, log_value: bool) -> CompiledLaw:
-    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms."""
+    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms.
+
+    A logarithm that does not simplify is left to the core's link, which spares its derivatives.
+    """
     graph = Graph({name: p.logarithmic for name, p in law.parameters.items()}, law.variables)
     value = graph.parse(law.expression)
-    if log_value:
+    log_link = log_value and graph.log(value).op == "log"
+    if log_value and not log_link:
         value = graph.log(value)
     count = len(graph.theta)
     gradient = [graph.derivative(value, j) for j in range(count)]
     hessian = [graph.derivative(gradient[i], j) for i in range(count) for j in range(i + 1)]
-    return _Emitter(count).emit(value, gradient, hessian)
+    return _Emitter(count, [value, *gradient, *hessian]).emit(value, gradient, hessian, log_link)
 
 
 class _Emitter:
     """Orders nodes into instructions and gives each a slot: scalars, then columns, then registers."""
 
-    def __init__(self, n_parameter: int) -> None:
+    def __init__(self, n_parameter: int, outputs: list[Node]) -> None:
         self.n_parameter = n_parameter
         self.scalars: list[float] = [0.0] * n_parameter
-        self.scalar_code: list[tuple[int, str, str, str]] = []
-        self.vector_code: list[tuple[int, str, str, str]] = []
+        self.scalar_code: list[tuple[str, ...]] = []
+        self.vector_code: list[tuple[str, ...]] = []  # operation, out, operands
         self.data_nodes: list[Node] = []
-        self.n_register = 0
+        self.n_virtual = 0
         self.slots: dict[Node, str] = {}
+        self.uses = _count_uses(outputs)
 
-    def emit(self, value: Node, gradient: list[Node], hessian: list[Node]) -> CompiledLaw:
-        outputs, ends = [], []
-        for level in ([value], gradient, hessian):
-            outputs.append([self._output(node) for node in level])
-            ends.append(len(self.vector_code))
+    def emit(self, value: Node, gradient: list[Node], hessian: list[Node], log_link: bool) -> CompiledLaw:
+        value_slot = self._vector(value)
+        ends = [len(self.vector_code)]
+        gradient_slots = [self._vector(node) for node in gradient]
+        ends.append(len(self.vector_code))
+        for k, node in enumerate(hessian):
+            if node.op != "const" or node.value != 0:
+                self.vector_code.append(("emit", f"h{k}", self._vector(node)))
+        ends.append(len(self.vector_code))
+        # The value is read after level 0, the gradient after level 1.
+        kept_until = {value_slot: ends[0]} | dict.fromkeys(gradient_slots, ends[1])
+        physical, n_register = _allocate(self.vector_code, kept_until)
         first_column = len(self.scalars)
-        first_register = first_column + len(self.data_nodes)
-        base = {"s": 0, "c": first_column, "r": first_register}
+        base = {"s": 0, "c": first_column, "r": first_column + len(self.data_nodes), "h": 0}
 
         def number(slot: str) -> int:
-            return base[slot[0]] + int(slot[1:])
+            return base[slot[0]] + (physical[slot] if slot[0] == "r" else int(slot[1:]))
 
-        def code(rows: list[tuple[int, str, str, str]]) -> np.ndarray:
-            table = [(op, number(out), number(a), number(b)) for op, out, a, b in rows]
-            return np.array(table, dtype=np.int32).reshape(len(table), 4)
+        def code(rows: list[tuple[str, ...]]) -> np.ndarray:
+            # Operands that an operation does not have repeat its last one.
+            table = [(_OPCODES[op], *map(number, (out, *args, *args[-1:] * 2)[:4])) for op, out, *args in rows]
+            return np.array(table, dtype=np.int32).reshape(len(table), 5)
 
         tape = Tape(
             n_parameter=self.n_parameter,
             scalars=self.scalars,
             n_column=len(self.data_nodes),
-            n_register=self.n_register,
+            n_register=n_register,
             scalar_code=code(self.scalar_code),
             vector_code=code(self.vector_code),
             level_end=ends,
-            value=number(outputs[0][0]),
-            gradient=[number(slot) for slot in outputs[1]],
-            hessian=[number(slot) for slot in outputs[2]],
+            value=number(value_slot),
+            gradient=[number(slot) for slot in gradient_slots],
+            log_link=log_link,
         )
         return CompiledLaw(tape, tuple(self.data_nodes))
 
-    def _output(self, node: Node) -> str:
-        """Outputs are blocks of points: a scalar one is spread over a register of its own."""
+    def _vector(self, node: Node) -> str:
+        """The slot of a block of points: a scalar is spread over a register of its own."""
         slot = self._slot(node)
-        if slot[0] != "s":
-            return slot
-        copied = self._register()
-        self.vector_code.append((_OPCODES["copy"], copied, slot, slot))
-        return copied
+        return slot if slot[0] != "s" else self._append("copy", slot)
 
-    def _register(self) -> str:
-        self.n_register += 1
-        return f"r{self.n_register - 1}"
+    def _append(self, op: str, *args: str) -> str:
+        self.n_virtual += 1
+        self.vector_code.append((op, f"r{self.n_virtual - 1}", *args))
+        return f"r{self.n_virtual - 1}"
 
     def _scalar(self, value: float) -> str:
         self.scalars.append(value)
@@ -114,16 +126,57 @@ class _Emitter:
         if node.kind == "data":
             self.data_nodes.append(node)
             return f"c{len(self.data_nodes) - 1}"
-        args = [self._slot(arg) for arg in node.args]
         if node.kind == "scalar":
-            out = self._scalar(math.nan)
-            self.scalar_code.append((_OPCODES[node.op], out, args[0], args[-1]))
-            return out
-        if node.op in ("add", "mul") and args[0][0] == "s":
-            args.reverse()  # the core takes a scalar as its second operand
-        out = self._register()
-        self.vector_code.append((_OPCODES[node.op], out, args[0], args[-1]))
-        return out
+            args = [self._slot(arg) for arg in node.args]
+            self.scalar_code.append((node.op, self._scalar(math.nan), *args))
+            return self.scalar_code[-1][1]
+        if node.op == "add":
+            for product, other in (node.args, node.args[::-1]):
+                if product.op == "mul" and product.kind == "vector" and self.uses[product] == 1:
+                    return self._append("fma", *self._ordered(product), self._slot(other))
+        return self._append(node.op, *self._ordered(node))
+
+    def _ordered(self, node: Node) -> list[str]:
+        """The slots of a node's arguments; the core takes a scalar as the second of a commutative pair."""
+        args = [self._slot(arg) for arg in node.args]
+        return args[::-1] if node.op in ("add", "mul", "max") and args[0][0] == "s" else args
+
+
+def _count_uses(outputs: list[Node]) -> Counter[Node]:
+    uses, seen = Counter(outputs), set()
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            uses.update(node.args)
+            stack.extend(node.args)
+    return uses
+
+
+def _allocate(code: list[tuple[str, ...]], kept_until: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Registers by linear scan: virtual -> physical, and how many; one whose last use is past is given again."""
+    last_use = {slot: k for k, (_, *slots) in enumerate(code) for slot in slots if slot[0] == "r"}
+    for slot, k in kept_until.items():
+        last_use[slot] = max(last_use.get(slot, k), k)
+    physical: dict[str, int] = {}
+    free: list[int] = []
+    expiring: dict[int, list[str]] = {}
+    for slot, k in last_use.items():
+        expiring.setdefault(k, []).append(slot)
+    count = 0
+    for k, (_, out, *_args) in enumerate(code):
+        # Operations are elementwise, so a result may take the place of an operand that is read for the last time.
+        free += [physical[slot] for slot in expiring.get(k, []) if slot != out and slot in physical]
+        if out[0] == "r":
+            if free:
+                physical[out] = free.pop()
+            else:
+                physical[out] = count
+                count += 1
+            if last_use[out] == k:
+                free.append(physical[out])
+    return physical, count
 
 
 def _evaluate(
@@ -144,6 +197,8 @@ def _evaluate(
             "exp": np.exp,
             "log": np.log,
             "recip": np.reciprocal,
+            "max": np.maximum,
+            "less": np.less,
         }
         out = functions[node.op](*args)
     cache[node.key] = out

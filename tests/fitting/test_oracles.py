@@ -36,7 +36,7 @@ def test_published_starts_find_it_too(kept) -> None:
     fit = ps.fit(kept, law="chinchilla", starts=published_starts())
     assert len(published_starts()) == 4500
     assert fit.objective_value == pytest.approx(0.001018274017801, rel=1e-10)
-    assert fit.evidence.other_minima
+    assert fit.evidence.agreeing > 0.95
 
 
 def test_all_points(chinchilla_runs) -> None:

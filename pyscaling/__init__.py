@@ -15,6 +15,10 @@ _HOME = {
     "Law": "laws",
     "fit": "fitting",
     "Fit": "fitting",
+    "compare": "fitting",
+    "compute_gain": "fitting",
+    "envelope": "fitting",
+    "isoflop": "fitting",
     "plan": "planning",
     "Plan": "planning",
     "Study": "study",
@@ -39,7 +43,9 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from pyscaling import accounting, fitting, kernels, laws, planning, report
-    from pyscaling.fitting import Fit, fit  # type: ignore[no-redef]  # the function, not its module
+
+    # the functions, not their modules
+    from pyscaling.fitting import Fit, compare, compute_gain, envelope, fit, isoflop  # type: ignore[no-redef]
     from pyscaling.laws import Law
     from pyscaling.planning import Plan, plan
     from pyscaling.runs import Runs, read_runs

@@ -1,0 +1,435 @@
+"""`ps.isoflop`: the best model size at each of several compute budgets, and the power laws through them.
+
+Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): at each budget the loss is a valley over log N; its
+floor gives N_opt and D_opt, and these follow N_opt ~ C^a, D_opt ~ C^b. A parabola is biased where the valley is not
+symmetric or the grid not centred on its floor; Akima's interpolation (Porian et al. 2024, arXiv:2406.19146) is not, but
+follows the noise of single runs: with noise of 0.2 % its intervals come out four times as wide or more.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyscaling.fitting.bootstrap import _check_level
+from pyscaling.fitting.fit import Prediction
+from pyscaling.fitting.problem import _weights
+from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
+from pyscaling.runs import Runs
+
+_METHODS = ("parabola", "akima")
+
+
+class ComputeOptimal(Result):
+    """Power laws N_opt = G C^a and D_opt = H C^b.
+
+    samples: [R, 2, 2] of the bootstrap, as (N or D) x (its logarithm at the middle compute, exponent).
+    """
+
+    def __init__(self, optima: Runs, line: np.ndarray, samples: np.ndarray, centre: float) -> None:
+        self.optima, self.samples, self._line, self._centre = optima, samples, line, centre
+
+    @property
+    def exponent_N(self) -> float:
+        """a in N_opt ~ C^a."""
+        return float(self._line[0, 1])
+
+    @property
+    def exponent_D(self) -> float:
+        """b in D_opt ~ C^b."""
+        return float(self._line[1, 1])
+
+    def interval(self, quantity: str, level: float = 0.95) -> tuple[float, float]:
+        """Bootstrap interval of "exponent_N" or "exponent_D"; NaN where the data leave no noise to resample."""
+        _check_level(level)
+        if quantity not in ("exponent_N", "exponent_D"):
+            raise ValueError(f'quantity={quantity!r} is unknown; known are "exponent_N" and "exponent_D".')
+        low, high = _quantiles(self.samples[:, int(quantity == "exponent_D"), 1], level)
+        return float(low), float(high)
+
+    def N(self, C: Any, level: float = 0.9) -> Prediction:
+        """N_opt at C FLOPs (a number or an array), with its interval."""
+        return self._at(0, C, level)
+
+    def D(self, C: Any, level: float = 0.9) -> Prediction:
+        """D_opt in tokens at C FLOPs (a number or an array), with its interval."""
+        return self._at(1, C, level)
+
+    def _at(self, which: int, C: Any, level: float) -> Prediction:
+        _check_level(level)
+        C = np.asarray(C, dtype=np.float64)
+        if not np.all(np.isfinite(C) & (C > 0)):
+            raise ValueError(f"C must be finite and positive, got {C}; it is a compute in FLOPs.")
+        x = np.log(C) - self._centre
+        drawn = self.samples[:, which, 0, None] + self.samples[:, which, 1, None] * x.ravel()
+        low, high = (np.exp(edge).reshape(x.shape) for edge in _quantiles(drawn, level))
+        value = np.exp(self._line[which, 0] + self._line[which, 1] * x)
+        if x.ndim == 0:
+            return Prediction(float(value), float(low), float(high), level)
+        return Prediction(value, low, high, level)
+
+    def _exponents(self, level: float = 0.95) -> str:
+        rows = [["", "exponent", f"{level:.0%} interval"]]
+        for name, symbol in (("exponent_N", "N_opt ~ C^a"), ("exponent_D", "D_opt ~ C^b")):
+            low, high = self.interval(name, level)
+            rows.append([symbol, f"{getattr(self, name):.4f}", f"{low:.4f} .. {high:.4f}"])
+        return text_table(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "exponent_N": self.exponent_N,
+            "exponent_D": self.exponent_D,
+            "interval_95": {name: list(self.interval(name)) for name in ("exponent_N", "exponent_D")},
+            "optima": {name: column.tolist() for name, column in self.optima.to_dict().items()},
+        }
+
+    def to_frame(self) -> Any:
+        """The optima as a pandas DataFrame."""
+        return self.optima.to_frame()
+
+    def _plot_law(self, ax: Any, level: float, markers: str) -> Any:
+        C = self.optima.C
+        grid = np.geomspace(C.min(), C.max(), 50)
+        for which, name, shade in ((0, "N", "black"), (1, "D", "0.5")):
+            law = self._at(which, grid, level)
+            exponent = (self.exponent_N, self.exponent_D)[which]
+            ax.plot(C, self.optima[name], markers, color=shade, ms=4, mfc=shade if which == 0 else "w")
+            ax.plot(grid, law.value, "-" if which == 0 else "--", color=shade, label=f"{name}_opt ~ C^{exponent:.3f}")
+            ax.fill_between(grid, law.low, law.high, color=shade, alpha=0.15, lw=0)
+        ax.set(xscale="log", yscale="log", xlabel="C (FLOPs)", ylabel="N (parameters), D (tokens)")
+        ax.legend(fontsize=8)
+        return ax
+
+
+class IsoFlop(ComputeOptimal):
+    """The outcome of `ps.isoflop`.
+
+    optima: Runs with columns C (FLOPs, the budget), N, N_se (standard error), D (tokens), loss (nats per token), n_runs.
+    dropped: budget -> why it gave no optimum. noise: standard deviation of a run about its curve, relative to the loss.
+    misfit: root of chi^2 per degree of freedom of the optima about the power law of N; well above 1, the scatter is more
+    than noise explains, and the intervals are too narrow.
+    """
+
+    def __init__(
+        self,
+        law: tuple[Runs, np.ndarray, np.ndarray, float],
+        curves: "list[Curve]",
+        method: str,
+        dropped: dict[float, str],
+        noise: float,
+        misfit: float,
+    ) -> None:
+        super().__init__(*law)
+        self.method, self.dropped, self.noise, self.misfit, self._curves = method, dropped, noise, misfit, curves
+
+    def __str__(self) -> str:
+        rows = [["C", "N_opt", "+-", "D_opt", "loss", "runs"]]
+        columns = [self.optima[name].tolist() for name in ("C", "N", "N_se", "D", "loss", "n_runs")]
+        rows += [
+            [f"{C:.4g}", f"{N:.4g}", f"{se:.2g}", f"{D:.4g}", f"{loss:.5g}", f"{n}"]
+            for C, N, se, D, loss, n in zip(*columns, strict=True)
+        ]
+        lines = [f"isoFLOP by {self.method}: {len(self.optima)} budgets", text_table(rows), self._exponents()]
+        lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
+        lines += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        dropped = [{"C": C, "reason": reason} for C, reason in self.dropped.items()]
+        return {
+            "method": self.method,
+            **super().to_dict(),
+            "noise": self.noise,
+            "misfit": self.misfit,
+            "dropped": dropped,
+        }
+
+    def plot(self, ax: Any = None, kind: str = "curves", level: float = 0.9) -> Any:
+        """kind "curves": loss against N, a curve for each budget, a star at its floor; "law": N_opt and D_opt against C."""
+        if kind not in ("curves", "law"):
+            raise ValueError(f'kind={kind!r} is unknown; known are "curves" and "law".')
+        ax = new_axes() if ax is None else ax
+        if kind == "law":
+            return self._plot_law(ax, level, "o")
+        for i, (curve, N, loss) in enumerate(zip(self._curves, self.optima.N, self.optima.loss, strict=True)):
+            shade = f"{0.7 * i / max(1, len(self._curves) - 1):.2f}"
+            grid = np.linspace(curve.x[0], curve.x[-1], 200)
+            value = curve.draw(grid, self.method)
+            ax.plot(np.exp(curve.x), curve.loss, "o", color=shade, ms=3)
+            ax.plot(np.exp(grid), value, "-", color=shade, lw=1, label=f"C = {curve.C:.3g}")
+            ax.plot(N, loss, "*", color=shade, ms=9)
+        ax.set(xscale="log", xlabel="N (parameters)", ylabel="loss (nats per token)", title="isoFLOP curves")
+        ax.legend(fontsize=7)
+        return ax
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs of one budget C in order of N: x = ln N, loss, weight, ln_D, each [n]."""
+
+    C: float
+    x: np.ndarray
+    loss: np.ndarray
+    weight: np.ndarray
+    ln_D: np.ndarray
+
+    def powers(self, degree: int, x: np.ndarray | None = None) -> np.ndarray:
+        """Powers of the centred log N, [n, degree + 1]."""
+        return np.vander((self.x if x is None else x) - self.x.mean(), degree + 1, increasing=True)
+
+    def least_squares(self, loss: np.ndarray, degree: int) -> np.ndarray:
+        """Coefficients [..., degree + 1] of polynomials fitted to losses [..., n]."""
+        root = np.sqrt(self.weight)
+        return (loss * root) @ np.linalg.pinv(self.powers(degree) * root[:, None]).T
+
+    def fitted(self, degree: int) -> np.ndarray:
+        return self.powers(degree) @ self.least_squares(self.loss, degree)
+
+    def draw(self, x: np.ndarray, method: str) -> np.ndarray:
+        if method == "parabola":
+            return self.powers(2, x) @ self.least_squares(self.loss, 2)
+        knots, merge = _merged(self)
+        y = merge @ self.loss
+        i = np.clip(np.searchsorted(knots, x, side="right") - 1, 0, len(knots) - 2)
+        t, c2, c3 = _cubics(knots, y)
+        s = x - knots[i]
+        return y[i] + s * (t[i] + s * (c2[i] + s * c3[i]))
+
+    def D(self, x: np.ndarray) -> np.ndarray:
+        """ln D at log N = x: a line through the runs, exact where C = 6ND."""
+        return np.polyval(np.polyfit(self.x - self.x.mean(), self.ln_D, 1), x - self.x.mean())
+
+
+def isoflop(
+    runs: Any,
+    budgets: str | Sequence[float] | None = None,
+    method: str = "parabola",
+    *,
+    tolerance: float = 0.1,
+    weights: Any = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> IsoFlop:
+    """Compute-optimal N and D at each compute budget, and their exponents (Hoffmann et al. 2022, approach 2).
+
+    runs: columns N, loss and C in FLOPs (or D, with C = 6ND). budgets: a column that labels them, the budgets themselves
+    in FLOPs (each run goes to the nearest, if within the fraction `tolerance`), or None: runs whose C follow each other
+    within `tolerance` are one budget. method: "parabola", least squares in ln N, weighted by `weights` (a column or [n]),
+    with the optimum's standard error by the delta method; or "akima", a cubic with the slopes of Akima 1970
+    (doi:10.1145/321607.321609) through the runs, with standard errors from the bootstrap. Exponents: least squares of
+    ln N_opt and ln D_opt on ln C, weighted by the optima's variances. Intervals: n resamples of the residuals, pooled
+    over budgets (about a parabola; for Akima's curve about a cubic), optima and exponents computed anew from each.
+    Warns of budgets that give no optimum; `dropped` has them. Raises ValueError for bad arguments, or fewer than two optima.
+    """
+    table = runs if isinstance(runs, Runs) else Runs(runs)
+    if method not in _METHODS:
+        raise ValueError(f"method={method!r} is unknown; known are {', '.join(_METHODS)}.")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}; 0.1 means 10 % of C.")
+    if n < 2:
+        raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 make a steady interval.")
+    minimum, degree = (_parabola, 2) if method == "parabola" else (_akima, 3)
+    dropped: dict[float, str] = {}
+    curves = []
+    for curve in _curves(table, budgets, tolerance, _weights(weights, table), dropped):
+        reason = _unusable(curve, method, tolerance)
+        if reason:
+            dropped[curve.C] = reason
+        else:
+            curves.append(curve)
+    if dropped:
+        listed = "; ".join(f"C = {C:.4g}: {reason}" for C, reason in dropped.items())
+        warnings.warn(
+            f"isoflop dropped {len(dropped)} of {len(dropped) + len(curves)} budgets: {listed}.", stacklevel=2
+        )
+    if len(curves) < 2:
+        listed = "; ".join(f"C = {C:.4g}: {reason}" for C, reason in dropped.items())
+        raise ValueError(
+            f"isoflop needs optima at two budgets at least, {table.source} gives {len(curves)}"
+            + (f" ({listed})" if listed else "")
+            + ". Name the budgets (budgets=...), change tolerance or add runs on both sides of the optimum."
+        )
+    noise, residuals = _pooled_residuals(curves, degree)
+    drawn, at, unit = [], [], []
+    generator = np.random.default_rng(seed)
+    for curve in curves:
+        x, loss, variance = minimum(curve, curve.loss)
+        base = curve.fitted(2) if method == "parabola" else curve.loss
+        noisy = generator.choice(residuals, size=(n, len(curve.x))) * curve.loss.mean() / np.sqrt(curve.weight)
+        x_drawn = minimum(curve, base + noisy)[0]
+        drawn.append([x_drawn, curve.D(x_drawn)])
+        at.append([x, curve.D(x), loss])
+        unit.append(float(variance) if method == "parabola" else _variance(x_drawn))
+    optimum, variance = np.array(at), np.array(unit)
+    se = noise * np.sqrt(variance) if method == "parabola" else np.sqrt(variance)
+    weight = 1 / variance if np.all(variance > 0) else np.ones(len(curves))
+    C = np.array([curve.C for curve in curves])
+    centre = float(np.log(C).mean())
+    u = np.log(C) - centre
+    y = np.stack([optimum[:, 0], optimum[:, 1]])
+    line = power_law(u, y, weight)
+    scatter = np.sum((y[0] - line[0, 0] - line[0, 1] * u) ** 2 / np.where(se > 0, se, np.nan) ** 2)
+    misfit = float(np.sqrt(scatter / (len(C) - 2))) if len(C) > 2 else float("nan")
+    optima = Runs(
+        {
+            "C": C,
+            "N": np.exp(optimum[:, 0]),
+            "N_se": np.exp(optimum[:, 0]) * se,
+            "D": np.exp(optimum[:, 1]),
+            "loss": optimum[:, 2],
+            "n_runs": np.array([len(curve.x) for curve in curves]),
+        },
+        source="the optima",
+    )
+    samples = power_law(u, np.moveaxis(np.array(drawn), (0, 1, 2), (2, 1, 0)), weight)
+    return IsoFlop((optima, line, samples, centre), curves, method, dropped, noise, misfit)
+
+
+def power_law(u: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted least squares of y [..., n] on u [n]: (value at u = 0, slope), [..., 2]. NaN in y are left out."""
+    w = np.where(np.isfinite(y), weight, 0.0)
+    y = np.where(np.isfinite(y), y, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # fewer than two points: NaN
+        total = w.sum(-1)
+        mean_u, mean_y = (w * u).sum(-1) / total, (w * y).sum(-1) / total
+        du = u - mean_u[..., None]
+        slope = (w * du * y).sum(-1) / (w * du**2).sum(-1)
+        slope = np.where((w > 0).sum(-1) > 1, slope, np.nan)
+    return np.stack([mean_y - slope * mean_u, slope], axis=-1)
+
+
+def _curves(
+    runs: Runs, budgets: str | Sequence[float] | None, tolerance: float, weights: np.ndarray, dropped: dict[float, str]
+) -> list[Curve]:
+    C = runs.C
+    if budgets is None:
+        members = groups_of_close(C, tolerance)
+        centres = [float(np.exp(np.log(C[group]).mean())) for group in members]
+    elif isinstance(budgets, str):
+        labels = runs[budgets]
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        centres = [float(np.exp(np.log(C[group]).mean())) for group in members]
+    else:
+        wanted = np.unique(np.asarray(budgets, dtype=np.float64))
+        if wanted.size == 0 or not np.all(np.isfinite(wanted) & (wanted > 0)):
+            raise ValueError(f"budgets must be finite and positive FLOPs, got {list(budgets)}.")
+        distance = np.abs(np.log(C[:, None] / wanted))
+        near, home = distance.min(axis=1) <= np.log1p(tolerance), distance.argmin(axis=1)
+        members = [np.flatnonzero(near & (home == k)) for k in range(len(wanted))]
+        centres = wanted.tolist()
+    curves = []
+    for centre, group in sorted(zip(centres, members, strict=True), key=lambda pair: pair[0]):
+        group = group[weights[group] > 0]
+        if not len(group):
+            dropped[centre] = "no run has this compute"
+            continue
+        group = group[np.argsort(runs.N[group], kind="stable")]
+        columns = np.log(runs.N[group]), runs.loss[group], weights[group], np.log(runs.D[group])
+        curves.append(Curve(centre, *columns))
+    return curves
+
+
+def _unusable(curve: Curve, method: str, tolerance: float) -> str:
+    """Why a budget's curve has no optimum; empty if it has one."""
+    distinct, needed = len(np.unique(curve.x)), 3 if method == "parabola" else 5
+    if distinct < needed:
+        return f"{distinct} sizes, {needed} are needed"
+    spread = np.exp(np.ptp(curve.x + curve.ln_D))
+    if spread > (1 + tolerance) ** 5:
+        return f"its runs' N D differ by a factor of {spread:.3g}: not one budget"
+    if method == "parabola" and curve.least_squares(curve.loss, 2)[2] <= 0:
+        return "the parabola opens downwards"
+    x, *_ = (_parabola if method == "parabola" else _akima)(curve, curve.loss)
+    if not np.isfinite(x):
+        end = "smallest" if curve.least_squares(curve.loss, 1)[1] > 0 else "largest"
+        return (
+            f"the optimum lies beyond the {end} N of its runs ({np.exp(curve.x[0]):.3g} to {np.exp(curve.x[-1]):.3g})"
+        )
+    return ""
+
+
+def _parabola(curve: Curve, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ln N and loss [...] at the vertex for losses [..., n], and the variance of ln N for a unit of relative noise.
+
+    NaN where the curvature is wrong or the vertex off the grid. Delta method on x = -b / 2c.
+    """
+    a, b, c = np.moveaxis(curve.least_squares(loss, 2), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        s = -b / (2 * c)
+        x = s + curve.x.mean()
+        x = np.where((c > 0) & (x >= curve.x[0]) & (x <= curve.x[-1]), x, np.nan)
+        root = np.sqrt(curve.weight)[:, None]
+        covariance = np.linalg.inv((curve.powers(2) * root).T @ (curve.powers(2) * root))
+        gradient = np.stack([np.zeros_like(s), -1 / (2 * c), -s / c], axis=-1)
+        variance = curve.loss.mean() ** 2 * np.sum((gradient @ covariance) * gradient, axis=-1)
+    return x, a + b * s / 2, variance
+
+
+def _merged(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ln N [k], and the matrix [k, n] that averages the runs of equal N."""
+    knots, number = np.unique(curve.x, return_inverse=True)
+    merge = (number == np.arange(len(knots))[:, None]) * curve.weight
+    return knots, merge / merge.sum(axis=1, keepdims=True)
+
+
+def _cubics(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients of s, s^2, s^3 [..., k - 1] of the cubics between knots x [k], with Akima's slopes at the knots."""
+    h = np.diff(x)
+    m = np.diff(y) / h
+    before, after = 2 * m[..., :1] - m[..., 1:2], 2 * m[..., -1:] - m[..., -2:-1]
+    outer = [2 * before - m[..., :1], before, m, after, 2 * after - m[..., -1:]]
+    m2 = np.concatenate(outer, axis=-1)
+    left, right = np.abs(np.diff(m2))[..., 2:], np.abs(np.diff(m2))[..., :-2]
+    total = left + right
+    share = np.where(total > 0, left / np.where(total > 0, total, 1.0), 0.5)
+    t = share * m2[..., 1:-2] + (1 - share) * m2[..., 2:-1]
+    return t[..., :-1], (3 * m - 2 * t[..., :-1] - t[..., 1:]) / h, (t[..., :-1] + t[..., 1:] - 2 * m) / h**2
+
+
+def _akima(curve: Curve, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ln N and loss [...] at the lowest point of Akima's curve; NaN where that is an end. No variance."""
+    knots, merge = _merged(curve)
+    y = loss @ merge.T
+    t, c2, c3 = _cubics(knots, y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.sqrt(c2**2 - 3 * c3 * t)
+        s = np.where(c2 >= 0, -t / (c2 + q), (q - c2) / (3 * c3))  # the root where the slope turns positive
+        inside = (s >= 0) & (s <= np.diff(knots))
+        value = np.where(inside, y[..., :-1] + s * (t + s * (c2 + s * c3)), np.inf)
+    x_all = np.concatenate([knots[:-1] + np.where(inside, s, 0.0), np.broadcast_to(knots, y.shape)], axis=-1)
+    value_all = np.concatenate([value, y], axis=-1)
+    best = np.argmin(value_all, axis=-1)[..., None]
+    x, lowest = (np.take_along_axis(array, best, axis=-1)[..., 0] for array in (x_all, value_all))
+    x = np.where((x > knots[0]) & (x < knots[-1]), x, np.nan)
+    return x, lowest, np.full_like(x, np.nan)
+
+
+def _pooled_residuals(curves: list[Curve], degree: int) -> tuple[float, np.ndarray]:
+    """Noise of a run of weight one relative to its curve's mean loss, and residuals scaled to that noise; NaN if none.
+
+    One noise for all budgets: a budget's own few residuals say little.
+    """
+    found, freedom = [], 0
+    for curve in curves:
+        if len(np.unique(curve.x)) > degree:
+            found.append((curve.loss - curve.fitted(degree)) * np.sqrt(curve.weight) / curve.loss.mean())
+            freedom += len(curve.x) - degree - 1
+    if not freedom:
+        return float("nan"), np.array([np.nan])
+    residuals = np.concatenate(found)
+    residuals = residuals * np.sqrt(len(residuals) / freedom)
+    return float(np.sqrt(np.mean(residuals**2))), residuals
+
+
+def _variance(x: np.ndarray) -> float:
+    kept = x[np.isfinite(x)]
+    return float(np.var(kept, ddof=1)) if len(kept) > 1 else float("nan")
+
+
+def _quantiles(values: np.ndarray, level: float) -> np.ndarray:
+    """Ends [2, ...] of the central interval over the first axis, without NaN where some are left."""
+    if not np.isfinite(values).any():
+        return np.full((2, *values.shape[1:]), np.nan)
+    return np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -1,0 +1,50 @@
+"""What the results of this room share: they print, show in a notebook and export."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyscaling.fitting.fit import _finite
+
+
+class Result:
+    """A result that prints by `__str__` and exports by `to_dict`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The result as JSON, also written to `path` if given; a number that is not finite becomes null."""
+        text = json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns: the first set left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def new_axes() -> Any:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(6, 4), layout="constrained")[1]
+
+
+def groups_of_close(values: np.ndarray, tolerance: float) -> list[np.ndarray]:
+    """Indices [k] of values that follow each other within a factor 1 + tolerance, in ascending order of the groups."""
+    order = np.argsort(values, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(np.log(values[order])) > np.log1p(tolerance)) + 1)

@@ -1,4 +1,4 @@
-"""The command line: `pyscaling study | fit | plan | report | laws`.
+"""The command line: `pyscaling study | fit | compare | isoflop | plan | report | laws`.
 
 Everything heavy is imported inside the commands, so that --help is instant. A user's mistake prints one message and
 exits with 2.
@@ -47,13 +47,13 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help=
 def one_clear_message() -> Iterator[None]:
     """Turns errors that a user can mend into one message on stderr and exit code 2.
 
-    Warnings of fits are dropped: their evidence, which says the same, is always printed.
+    Warnings of fits and of isoflop are dropped: the result, which says the same, is always printed.
     """
     import warnings
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fit of ", category=UserWarning)
+            warnings.filterwarnings("ignore", message="fit of |isoflop ", category=UserWarning)
             yield
     except (ValueError, OSError) as error:
         _fail(str(error))
@@ -126,6 +126,56 @@ def fit_command(
             _write_fit(json, fitted, intervals, level)
         if plot is not None:
             _save(fitted.plot(), plot)
+
+
+@app.command("compare")
+def compare_command(
+    table: TableArgument,
+    law: Annotated[
+        list[str] | None, typer.Option(help="A law to compare; may be repeated.  [default: all of N and D]")
+    ] = None,
+    holdout: Annotated[str, typer.Option(help='Runs to predict: "largest" (N), "compute" or a fraction.')] = "largest",
+    threshold: Annotated[float | None, typer.Option(help="Hold out the runs of N (or C) above it.")] = None,
+    objective: ObjectiveOption = "huber",
+    delta: DeltaOption = 1e-3,
+    residual: ResidualOption = "log",
+    column: ColumnOption = None,
+    level: LevelOption = 0.9,
+    json: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Rank laws by how well they predict the largest runs from the smaller ones."""
+    with one_clear_message():
+        from pyscaling.fitting import compare
+
+        _check_level(level)
+        _check_plot(plot)
+        choices: Any = {"objective": objective, "delta": delta, "residual": residual}
+        which = float(holdout) if _is_number(holdout) else holdout
+        _show(compare(_read(table, column), law or None, which, threshold, level=level, **choices), json, plot)
+
+
+@app.command("isoflop")
+def isoflop_command(
+    table: TableArgument,
+    budgets: Annotated[
+        str | None, typer.Option(help="Column of the budgets, or budgets in FLOPs: 1e18,1e19.  [default: from C]")
+    ] = None,
+    method: Annotated[str, typer.Option(help="parabola or akima.")] = "parabola",
+    tolerance: Annotated[float, typer.Option(help="Runs whose C differ by less than this share are one budget.")] = 0.1,
+    column: ColumnOption = None,
+    bootstrap: Annotated[int, typer.Option(min=2, help="Bootstrap resamples behind the intervals.")] = 1000,
+    json: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Find the best N and D at each compute budget, and their exponents (Hoffmann et al. 2022, approach 2)."""
+    with one_clear_message():
+        from pyscaling.fitting import isoflop
+
+        _check_plot(plot)
+        given = budgets.split(",") if budgets else []
+        which: Any = [float(b) for b in given] if given and all(map(_is_number, given)) else budgets
+        _show(isoflop(_read(table, column), which, method, tolerance=tolerance, n=bootstrap), json, plot)
 
 
 @app.command("plan")
@@ -247,6 +297,22 @@ def _fit_table(runs: "Runs", law: str, objective: str, delta: float, residual: s
 
     choices: Any = {"objective": objective, "residual": residual}
     return fit(runs, law=law, delta=delta, **choices)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _show(result: Any, json: Path | None, plot: Path | None) -> None:
+    typer.echo(str(result))
+    if json is not None:
+        _write(json, result.to_json())
+    if plot is not None:
+        _save(result.plot(), plot)
 
 
 def _check_level(level: float) -> None:

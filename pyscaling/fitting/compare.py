@@ -210,7 +210,8 @@ def _score(runs: Runs, held_out: np.ndarray, law: Law, level: float, options: di
         return Score(law.name, len(law.names), reason=str(error))
     test = runs.select(held_out)
     at: dict[str, Any] = {name: test[name] for name in trained.law.variables}
-    predicted = trained.predict(level=level, n=1000, **at)
+    with np.errstate(over="ignore", invalid="ignore"):  # a resample of a law too rich for its runs may run off
+        predicted = trained.predict(level=level, n=1000, **at)
     errors = np.log(predicted.value / test.loss)
     aicc, bic = information_criteria(whole)
     return Score(

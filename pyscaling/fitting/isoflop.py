@@ -109,7 +109,7 @@ class IsoFlop(ComputeOptimal):
     optima: Runs with columns C (FLOPs, the budget), N, N_se (standard error), D (tokens), loss (nats per token), n_runs.
     dropped: budget -> why it gave no optimum. noise: standard deviation of a run about its curve, relative to the loss.
     misfit: root of chi^2 per degree of freedom of the optima about the power law of N; well above 1, the scatter is more
-    than noise explains, and the intervals are too narrow.
+    than noise explains, and the intervals are too narrow. n_runs: of the table; those at no budget play no part.
     """
 
     def __init__(
@@ -120,9 +120,11 @@ class IsoFlop(ComputeOptimal):
         dropped: dict[float, str],
         noise: float,
         misfit: float,
+        n_runs: int,
     ) -> None:
         super().__init__(*law)
         self.method, self.dropped, self.noise, self.misfit, self._curves = method, dropped, noise, misfit, curves
+        self.n_runs = n_runs
 
     def __str__(self) -> str:
         rows = [["C", "N_opt", "+-", "D_opt", "loss", "runs"]]
@@ -131,7 +133,9 @@ class IsoFlop(ComputeOptimal):
             [f"{C:.4g}", f"{N:.4g}", f"{se:.2g}", f"{D:.4g}", f"{loss:.5g}", f"{n}"]
             for C, N, se, D, loss, n in zip(*columns, strict=True)
         ]
-        lines = [f"isoFLOP by {self.method}: {len(self.optima)} budgets", text_table(rows), self._exponents()]
+        used = int(self.optima["n_runs"].sum())
+        title = f"isoFLOP by {self.method}: {len(self.optima)} budgets, {used} of {self.n_runs} runs"
+        lines = [title, text_table(rows), self._exponents()]
         lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
         lines += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
         return "\n".join(lines)
@@ -234,23 +238,20 @@ def isoflop(
     dropped: dict[float, str] = {}
     curves = []
     for curve in _curves(table, budgets, tolerance, _weights(weights, table), dropped):
-        reason = _unusable(curve, method, tolerance)
+        reason = _unusable(curve, method)
         if reason:
             dropped[curve.C] = reason
         else:
             curves.append(curve)
-    if dropped:
-        listed = "; ".join(f"C = {C:.4g}: {reason}" for C, reason in dropped.items())
-        warnings.warn(
-            f"isoflop dropped {len(dropped)} of {len(dropped) + len(curves)} budgets: {listed}.", stacklevel=2
-        )
+    listed = "; ".join(f"C = {C:.4g}: {reason}" for C, reason in dropped.items())
     if len(curves) < 2:
-        listed = "; ".join(f"C = {C:.4g}: {reason}" for C, reason in dropped.items())
         raise ValueError(
-            f"isoflop needs optima at two budgets at least, {table.source} gives {len(curves)}"
-            + (f" ({listed})" if listed else "")
-            + ". Name the budgets (budgets=...), change tolerance or add runs on both sides of the optimum."
+            f"isoflop needs optima at two budgets at least, {table.source} gives {len(curves)} ({listed or 'one budget'}). "
+            "Name the budgets (budgets=...), change tolerance or add runs on both sides of the optimum."
         )
+    if dropped:
+        count = len(dropped) + len(curves)
+        warnings.warn(f"isoflop dropped {len(dropped)} of {count} budgets: {listed}.", stacklevel=2)
     noise, residuals = _pooled_residuals(curves, degree)
     drawn, at, unit = [], [], []
     generator = np.random.default_rng(seed)
@@ -284,7 +285,7 @@ def isoflop(
         source="the optima",
     )
     samples = power_law(u, np.moveaxis(np.array(drawn), (0, 1, 2), (2, 1, 0)), weight)
-    return IsoFlop((optima, line, samples, centre), curves, method, dropped, noise, misfit)
+    return IsoFlop((optima, line, samples, centre), curves, method, dropped, noise, misfit, len(table))
 
 
 def power_law(u: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -325,20 +326,21 @@ def _curves(
         if not len(group):
             dropped[centre] = "no run has this compute"
             continue
+        spread = C[group].max() / C[group].min()
+        if spread > (1 + tolerance) ** 5:
+            dropped[centre] = f"the C of its runs differ by a factor of {spread:.3g}: not one budget"
+            continue
         group = group[np.argsort(runs.N[group], kind="stable")]
         columns = np.log(runs.N[group]), runs.loss[group], weights[group], np.log(runs.D[group])
         curves.append(Curve(centre, *columns))
     return curves
 
 
-def _unusable(curve: Curve, method: str, tolerance: float) -> str:
+def _unusable(curve: Curve, method: str) -> str:
     """Why a budget's curve has no optimum; empty if it has one."""
-    distinct, needed = len(np.unique(curve.x)), 3 if method == "parabola" else 5
+    distinct, needed = (len(np.unique(curve.x)), 3) if method == "parabola" else (len(_merged(curve)[0]), 5)
     if distinct < needed:
         return f"{distinct} sizes, {needed} are needed"
-    spread = np.exp(np.ptp(curve.x + curve.ln_D))
-    if spread > (1 + tolerance) ** 5:
-        return f"its runs' N D differ by a factor of {spread:.3g}: not one budget"
     if method == "parabola" and curve.least_squares(curve.loss, 2)[2] <= 0:
         return "the parabola opens downwards"
     x, *_ = (_parabola if method == "parabola" else _akima)(curve, curve.loss)
@@ -368,10 +370,15 @@ def _parabola(curve: Curve, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _merged(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct ln N [k], and the matrix [k, n] that averages the runs of equal N."""
-    knots, number = np.unique(curve.x, return_inverse=True)
-    merge = (number == np.arange(len(knots))[:, None]) * curve.weight
-    return knots, merge / merge.sum(axis=1, keepdims=True)
+    """ln N of the sizes [k], and the matrix [k, n] that averages the runs of each.
+
+    Sizes closer than 1 % are one: a curve through both would turn the noise of two runs into a cliff.
+    """
+    groups = groups_of_close(np.exp(curve.x), 0.01)
+    merge = np.zeros((len(groups), len(curve.x)))
+    for row, group in zip(merge, groups, strict=True):
+        row[group] = curve.weight[group] / curve.weight[group].sum()
+    return merge @ curve.x, merge
 
 
 def _cubics(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,213 @@
+"""isoFLOP optima and envelopes of data from a known law, whose exponents have a closed form."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import pyscaling as ps
+
+E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
+# Hoffmann et al. 2022, eq. 4: N_opt = G (C / 6)^a, a = beta / (alpha + beta)
+G = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
+EXPONENT = BETA / (ALPHA + BETA)
+BUDGETS = np.geomspace(1e18, 1e21, 7)
+
+
+def loss_of(N: np.ndarray, D: np.ndarray) -> np.ndarray:
+    return E + A / N**ALPHA + B / D**BETA
+
+
+def best_N(C: np.ndarray) -> np.ndarray:
+    return G * (C / 6) ** EXPONENT
+
+
+def isoflop_runs(width: float, size: int, noise: float = 0.0, seed: int = 0) -> dict[str, np.ndarray]:
+    """`size` runs a budget, N within a factor `width` of the optimum and off its centre by a share that varies."""
+    off = np.linspace(-0.4, 0.4, len(BUDGETS)) * np.log(width)
+    N = np.concatenate(
+        [best_N(C) * np.exp(o) * np.geomspace(1 / width, width, size) for C, o in zip(BUDGETS, off, strict=True)]
+    )
+    C = np.repeat(BUDGETS, size)
+    loss = loss_of(N, C / (6 * N)) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(N)))
+    return {"N": N, "C": C, "loss": loss}
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "size", "error"),
+    [("parabola", 1.2, 15, 1e-3), ("akima", 1.2, 15, 1e-3), ("akima", 4, 41, 1e-3)],
+)
+def test_exponents_of_a_known_law(method: str, width: float, size: int, error: float) -> None:
+    result = ps.isoflop(isoflop_runs(width, size), method=method, n=50)
+    assert result.exponent_N == pytest.approx(EXPONENT, abs=error)
+    assert result.exponent_D == pytest.approx(1 - EXPONENT, abs=error)
+    assert pytest.approx(best_N(BUDGETS), rel=5e-3) == result.optima.N
+    assert pytest.approx(BUDGETS, rel=1e-9) == 6 * result.optima.N * result.optima.D
+    assert result.optima.loss == pytest.approx(loss_of(result.optima.N, result.optima.D), rel=1e-4)
+    assert result.N(1e23).value == pytest.approx(best_N(1e23), rel=0.02)
+
+
+def test_parabola_is_biased_on_a_wide_grid_and_akima_is_not() -> None:
+    wide = isoflop_runs(4, 41)
+    assert abs(ps.isoflop(wide, n=2).exponent_N - EXPONENT) > 5e-4
+    assert abs(ps.isoflop(wide, method="akima", n=2).exponent_N - EXPONENT) < 1e-4
+
+
+def test_akima_against_scipy() -> None:
+    from scipy.interpolate import Akima1DInterpolator
+
+    runs = ps.Runs(isoflop_runs(5, 9, noise=0.004))
+    result = ps.isoflop(runs, method="akima", n=2)
+    for C, N, loss in zip(result.optima.C, result.optima.N, result.optima.loss, strict=True):
+        one = runs.select(np.isclose(runs.C, C))
+        peer = Akima1DInterpolator(np.log(one.N), one.loss)
+        grid = np.linspace(np.log(one.N[0]), np.log(one.N[-1]), 100_001)
+        assert np.log(N) == pytest.approx(grid[np.argmin(peer(grid))], abs=2 * (grid[1] - grid[0]))
+        assert loss == pytest.approx(peer(grid).min(), rel=1e-9)
+
+
+def test_standard_error_is_the_delta_method() -> None:
+    """Against the scatter of the optimum over simulated studies of the same design."""
+    N, errors = [], []
+    for seed in range(150):
+        optima = ps.isoflop(isoflop_runs(2.5, 9, 0.001, seed), n=2).optima
+        N.append(np.log(optima.N))
+        errors.append(optima["N_se"] / optima.N)
+    # the standard deviation of 7 x 150 draws is known to 2 %
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.sqrt(np.var(N, axis=0, ddof=1).mean()), rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["parabola", "akima"])
+def test_intervals_cover(method: str) -> None:
+    hits, count = np.zeros(2), 120
+    for seed in range(count):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="isoflop dropped", category=UserWarning)
+            result = ps.isoflop(isoflop_runs(2, 7, 0.001, seed), method=method, n=300)
+        low, high = result.interval("exponent_N", 0.9)
+        at = result.N(1e22, level=0.9)
+        hits += [low <= EXPONENT <= high, at.low <= best_N(1e22) <= at.high]
+    # three standard errors of a binomial of 120 at 0.9
+    assert np.all(np.abs(hits / count - 0.9) < 3 * np.sqrt(0.9 * 0.1 / count)), hits / count
+
+
+def test_weights_silence_a_run() -> None:
+    runs = isoflop_runs(1.5, 9)
+    spoiled = {**runs, "loss": np.where(np.arange(63) % 9 == 2, 9.0, runs["loss"])}
+    weights = (np.arange(63) % 9 != 2).astype(float)
+    kept = {name: column[weights > 0] for name, column in runs.items()}
+    assert ps.isoflop(spoiled, weights=weights, n=2).exponent_N == pytest.approx(ps.isoflop(kept, n=2).exponent_N)
+
+
+def test_budgets_without_an_optimum_are_dropped_and_named() -> None:
+    runs = ps.Runs(isoflop_runs(2, 9))
+    runs = runs.select(~np.isclose(runs.C, BUDGETS[0]) | (best_N(runs.C) < runs.N / 1.01))
+    mirrored = np.where(np.isclose(runs.C, BUDGETS[6]), 6 - runs.loss, runs.loss)
+    runs = ps.Runs({**runs.to_dict(), "loss": mirrored})
+    with pytest.warns(UserWarning, match="isoflop dropped 2 of 7 budgets: C = 1e.18.*smallest N.*opens downwards"):
+        result = ps.isoflop(runs, n=50)
+    assert list(result.dropped) == pytest.approx([BUDGETS[0], BUDGETS[6]])
+    assert len(result.optima) == 5
+    assert "! C = 1e+18 dropped" in str(result)
+    assert result.exponent_N == pytest.approx(EXPONENT, abs=0.02)
+
+
+def test_budgets_are_told_apart() -> None:
+    runs = ps.Runs(isoflop_runs(1.2, 15))
+    scattered = ps.Runs({**runs.to_dict(), "C": runs.C * np.tile(np.geomspace(0.97, 1.03, 15), 7), "b": runs.C})
+    for budgets in (None, "b", BUDGETS):
+        assert pytest.approx(BUDGETS, rel=0.01) == ps.isoflop(scattered, budgets, n=2).optima.C
+    with pytest.raises(
+        ValueError, match=r"two budgets at least.*differ by a factor of 1e\+03: not one budget.*tolerance"
+    ):
+        ps.isoflop({"N": np.geomspace(1e7, 1e9, 200), "C": np.geomspace(1e18, 1e21, 200), "loss": np.full(200, 3.0)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "spline"}, "method='spline' is unknown; known are parabola, akima"),
+        ({"tolerance": 10}, "tolerance must lie between 0 and 1, got 10"),
+        ({"budgets": [-1.0]}, "budgets must be finite and positive"),
+        ({"budgets": "budget"}, "column 'budget' is missing"),
+        ({"n": 1}, "n must be at least 2"),
+    ],
+)
+def test_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ps.isoflop(isoflop_runs(2, 7), **arguments)
+
+
+def test_published_exponent(chinchilla_runs) -> None:
+    """Hoffmann et al. 2022, table 2: a = 0.49 (0.462 to 0.534) by approach 2; here from points read off a figure."""
+    budgets = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
+    result = ps.isoflop(chinchilla_runs, budgets, tolerance=0.15)
+    low, high = result.interval("exponent_N")
+    assert low < 0.534 and high > 0.462
+
+
+def test_results_export(tmp_path) -> None:
+    result = ps.isoflop(isoflop_runs(2, 7, 0.001))
+    stored = json.loads(result.to_json(tmp_path / "isoflop.json"))
+    assert json.loads((tmp_path / "isoflop.json").read_text()) == stored
+    assert stored["exponent_N"] == result.exponent_N
+    assert result.to_frame()["N"].tolist() == stored["optima"]["N"]
+    assert len(result.plot().lines) == 3 * len(BUDGETS)
+    assert result.plot(kind="law").get_xlabel() == "C (FLOPs)"
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 90"):
+        result.N(1e20, level=90)
+    with pytest.raises(ValueError, match="quantity='alpha' is unknown"):
+        result.interval("alpha")
+
+
+def training_curves(n_size: int, **changed: object) -> dict[str, object]:
+    N = np.repeat(np.geomspace(1e7, 1e10, n_size), 120)
+    D = np.tile(np.geomspace(1e8, 5e11, 120), n_size)
+    return {"N": N, "D": D, "loss": loss_of(N, D), "run": np.repeat(np.arange(n_size), 120), **changed}
+
+
+def test_envelope_of_a_known_law() -> None:
+    with pytest.warns(UserWarning, match=r"envelope dropped \d+ of 1500 points: .*smallest or largest N"):
+        result = ps.envelope(training_curves(80), n=100)
+    # A staircase of steps log(1000) / 79 in ln N over 9 units of ln C errs by no more than a step from end to end.
+    assert result.exponent_N == pytest.approx(EXPONENT, abs=0.01)
+    assert result.exponent_D == pytest.approx(1 - EXPONENT, abs=0.01)
+    low, high = result.interval("exponent_N")
+    assert low <= EXPONENT <= high and high - low < 0.05
+    C = result.optima.C
+    assert result.optima.loss == pytest.approx(loss_of(best_N(C), C / (6 * best_N(C))), rel=1e-3)
+    assert result.optima.N.min() > 1e7 and result.optima.N.max() < 1e10
+    # On the frontier L - E ~ C^(-alpha beta / (alpha + beta)).
+    assert result.fit().params["alpha"] == pytest.approx(ALPHA * EXPONENT, rel=0.01)
+    assert result.fit().params["E"] == pytest.approx(E, rel=0.01)
+
+
+def test_smoothing_takes_the_noise_off() -> None:
+    clean = training_curves(40)
+    noise = np.exp(0.01 * np.random.default_rng(0).standard_normal(len(clean["loss"])))
+    noisy = {**clean, "loss": clean["loss"] * noise}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="envelope dropped", category=UserWarning)
+        raw, smooth = (ps.envelope(noisy, smoothing=width, n=2).optima for width in (0, 4))
+
+    def bias(optima: ps.Runs) -> float:
+        return float(np.mean(np.log(optima.loss / loss_of(best_N(optima.C), optima.C / (6 * best_N(optima.C))))))
+
+    assert bias(raw) < -0.005  # a minimum over noisy curves lies below them all
+    assert abs(bias(smooth)) < 0.4 * abs(bias(raw))
+
+
+def test_envelope_exports_and_errors() -> None:
+    with pytest.warns(UserWarning, match="envelope dropped"):
+        result = ps.envelope(training_curves(20), n=50, points=200)
+    assert json.loads(result.to_json())["exponent_N"] == result.exponent_N
+    assert "points dropped" in str(result)
+    assert result.plot().get_title() == "training curves"
+    assert len(result.to_frame()) == len(result.optima)
+    with pytest.raises(ValueError, match="run 0.0 has several N"):
+        ps.envelope(training_curves(20, run=np.zeros(2400)))
+    with pytest.raises(ValueError, match="curves of 2 N; an optimum needs three"):
+        ps.envelope(training_curves(2))
+    with pytest.raises(ValueError, match="smoothing must be finite and not negative, got -1"):
+        ps.envelope(training_curves(20), smoothing=-1)

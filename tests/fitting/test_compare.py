@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import pyscaling as ps
+from pyscaling.cli import app
 
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 7), np.geomspace(1e9, 1e11, 6)))
 NOISE = 0.002
@@ -29,7 +31,16 @@ def test_the_true_law_wins(table: ps.Runs, law: str, holdout: object) -> None:
     assert law == result.best or (law == "kaplan_ND" and result.best == "kaplan_ND_constant")
     assert result[law].rms < 3 * NOISE
     assert result[law].aicc == min(score.aicc for score in result.scores)
-    assert result[law].inside > 0.6
+
+
+def test_prediction_intervals_hold_their_level() -> None:
+    """The share of held-out runs inside 90 % intervals, over 40 tables of 6 held-out runs by the true law."""
+    truth = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    inside = [
+        ps.compare(runs("chinchilla", truth, s), ["chinchilla"], starts=8)["chinchilla"].inside for s in range(40)
+    ]
+    # runs of one table share their law's error, so that tables, not runs, are independent
+    assert np.mean(inside) == pytest.approx(0.9, abs=3 * np.std(inside) / np.sqrt(len(inside)))
 
 
 def test_scores_are_what_they_say() -> None:
@@ -63,7 +74,7 @@ def test_weights_follow_their_runs() -> None:
 
 @pytest.mark.parametrize(
     ("holdout", "threshold", "count"),
-    [("largest", None, 6), ("largest", 3e8, 12), (0.25, None, 10), ("compute", 1e20, 9)],
+    [("largest", None, 6), ("largest", 3e8, 12), (0.25, None, 10), ("compute", 1e20, 5)],
 )
 def test_what_is_held_out(holdout: object, threshold: float | None, count: int) -> None:
     held_out = ps.compare(CHINCHILLA, ["chinchilla"], holdout, threshold).held_out
@@ -106,6 +117,18 @@ def test_default_laws_and_export() -> None:
 def test_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ps.compare(CHINCHILLA, **arguments)
+
+
+def test_command(tmp_path) -> None:
+    CHINCHILLA.to_csv(tmp_path / "runs.csv")
+    arguments = ["compare", str(tmp_path / "runs.csv"), "--law", "chinchilla", "--law", "kaplan_N", "--holdout", "0.2"]
+    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")])
+    assert done.exit_code == 0, done.output
+    assert "34 runs fitted, 8 held out" in done.output
+    assert [law["law"] for law in json.loads((tmp_path / "a.json").read_text())["laws"]] == ["chinchilla", "kaplan_N"]
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    done = CliRunner().invoke(app, [*arguments, "--holdout", "all"])
+    assert done.exit_code == 2 and "holdout='all' is unknown" in done.stderr
 
 
 def two_groups(gain: float, noise: float = 0.0, seed: int = 0, floor: float = 1.7) -> ps.Runs:

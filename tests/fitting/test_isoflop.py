@@ -5,8 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import pyscaling as ps
+from pyscaling.cli import app
 
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
 # Hoffmann et al. 2022, eq. 4: N_opt = G (C / 6)^a, a = beta / (alpha + beta)
@@ -159,6 +161,19 @@ def test_results_export(tmp_path) -> None:
         result.N(1e20, level=90)
     with pytest.raises(ValueError, match="quantity='alpha' is unknown"):
         result.interval("alpha")
+
+
+def test_command(tmp_path) -> None:
+    ps.Runs(isoflop_runs(1.5, 7)).to_csv(tmp_path / "runs.csv")
+    arguments = ["isoflop", str(tmp_path / "runs.csv"), "--json", str(tmp_path / "a.json")]
+    done = CliRunner().invoke(app, [*arguments, "--budgets", "1e18,1e19,1e20", "--plot", str(tmp_path / "a.png")])
+    assert done.exit_code == 0, done.output
+    assert "3 budgets, 21 of 49 runs" in done.output
+    assert json.loads((tmp_path / "a.json").read_text())["exponent_N"] == pytest.approx(EXPONENT, abs=2e-3)
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    assert CliRunner().invoke(app, [*arguments, "--method", "akima"]).exit_code == 0
+    done = CliRunner().invoke(app, [*arguments, "--budgets", "budget"])
+    assert done.exit_code == 2 and "column 'budget' is missing" in done.stderr
 
 
 def training_curves(n_size: int, **changed: object) -> dict[str, object]:

@@ -14,6 +14,7 @@ import numpy as np
 from pyscaling import laws as law_table
 from pyscaling.fitting.bootstrap import _check_level
 from pyscaling.fitting.fit import Fit, fit
+from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
 from pyscaling.laws import Law
 from pyscaling.runs import Runs
@@ -155,7 +156,7 @@ def compare(
     weights = options.get("weights")
     if weights is not None and not isinstance(weights, str):
         # As a column, weights follow their runs into the two parts.
-        table = Runs({**table.to_dict(), "weights of the fit": weights}, source=table.source)
+        table = Runs({**table.to_dict(), "weights of the fit": _weights(weights, table)}, source=table.source)
         options["weights"] = "weights of the fit"
     held_out = _held_out(table, holdout, threshold)
     scores = [_score(table, held_out, law, level, options) for law in chosen]
@@ -176,7 +177,8 @@ def _held_out(runs: Runs, holdout: Any, threshold: float | None) -> np.ndarray:
             mask = column > threshold
         elif holdout == "largest":
             mask = np.zeros(len(runs), dtype=bool)
-            mask[groups_of_close(column, _SAME_SIZE)[-1]] = True
+            for group in groups_of_close(column, _SAME_SIZE)[-1:]:
+                mask[group] = True
         else:
             mask = np.log(column) > np.log(column.max()) - 0.2 * np.log(column.max() / column.min())
     elif threshold is not None:

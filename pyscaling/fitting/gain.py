@@ -150,6 +150,8 @@ def compute_gain(
     Warns where the gain extrapolates or a fit is not to be trusted. Raises ValueError for bad arguments.
     """
     _check_level(level)
+    if n < 2:
+        raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 or more make a steady interval.")
     table = runs if isinstance(runs, Runs) else Runs(runs)
     chosen = laws.get(law)
     if chosen.variables != ("C",):
@@ -157,7 +159,7 @@ def compute_gain(
             f"law must be of C alone, {chosen.name} is of {', '.join(chosen.variables)}; take power_constant_C or kaplan_C."
         )
     labels = table[group]
-    found = np.unique(labels).tolist()
+    found = sorted(dict.fromkeys(labels.tolist()), key=str)
     pair = list(found if groups is None else groups)
     if len(pair) != 2 or any(value not in found for value in pair) or pair[0] == pair[1]:
         raise ValueError(
@@ -172,8 +174,16 @@ def compute_gain(
         raise ValueError(f"at must be finite and positive, got {at:g}; it is a compute in FLOPs.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fit of ", category=UserWarning)  # its concerns are in the notes
-        a, b = (fit(part, chosen, **options) for part in parts)
-    result = ComputeGain((pair[0], pair[1]), (a, b), at, level, n, seed)
+        fits = []
+        for value, part in zip(pair, parts, strict=True):
+            try:
+                fits.append(fit(part, chosen, **options))
+            except ValueError as error:
+                kept = (
+                    f" ({len(part)} of its {int(np.sum(labels == value))} runs are on its frontier)" if frontier else ""
+                )
+                raise ValueError(f"{group} = {value}{kept}: {error}") from None
+    result = ComputeGain((pair[0], pair[1]), (fits[0], fits[1]), at, level, n, seed)
     if result.notes:
         warnings.warn(f"compute_gain: {'; '.join(result.notes)}.", stacklevel=2)
     return result

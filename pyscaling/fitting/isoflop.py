@@ -136,7 +136,12 @@ class IsoFlop(ComputeOptimal):
         used = int(self.optima["n_runs"].sum())
         title = f"isoFLOP by {self.method}: {len(self.optima)} budgets, {used} of {self.n_runs} runs"
         lines = [title, text_table(rows), self._exponents()]
-        lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
+        if np.isfinite(self.noise):
+            lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
+        else:
+            lines.append(
+                "! no interval: every budget's curve goes through all of its runs; add runs to estimate the noise"
+            )
         lines += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
         return "\n".join(lines)
 
@@ -246,7 +251,7 @@ def isoflop(
     listed = "; ".join(f"C = {C:.4g}: {reason}" for C, reason in dropped.items())
     if len(curves) < 2:
         raise ValueError(
-            f"isoflop needs optima at two budgets at least, {table.source} gives {len(curves)} ({listed or 'one budget'}). "
+            f"isoflop needs optima at two budgets at least, {table.source} gives {len(curves)} ({listed or 'no more budgets'}). "
             "Name the budgets (budgets=...), change tolerance or add runs on both sides of the optimum."
         )
     if dropped:

@@ -46,5 +46,7 @@ def new_axes() -> Any:
 
 def groups_of_close(values: np.ndarray, tolerance: float) -> list[np.ndarray]:
     """Indices [k] of values that follow each other within a factor 1 + tolerance, in ascending order of the groups."""
+    if not len(values):
+        return []
     order = np.argsort(values, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(np.log(values[order])) > np.log1p(tolerance)) + 1)

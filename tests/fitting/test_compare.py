@@ -105,6 +105,7 @@ def test_default_laws_and_export() -> None:
     [
         ({"laws": ["chinchila"]}, "law 'chinchila' is unknown"),
         ({"laws": []}, "laws is empty"),
+        ({"weights": [1, 2]}, r"weights must have one entry per run \(42\)"),
         ({"holdout": "smallest"}, "holdout='smallest' is unknown"),
         ({"holdout": 2}, "holdout must lie between 0 and 1, got 2"),
         ({"holdout": np.ones(3, dtype=bool)}, r"boolean with one entry per run \(42\)"),
@@ -204,6 +205,11 @@ def test_gain_warns_of_extrapolation_and_exports() -> None:
         ),
         ({"group": "architecture", "law": "chinchilla"}, "law must be of C alone, chinchilla is of N, D"),
         ({"group": "architecture", "at": -1.0}, "at must be finite and positive, got -1"),
+        ({"group": "architecture", "n": 1}, "n must be at least 2 resamples, got 1"),
+        (
+            {"group": "architecture", "weights": "w"},
+            r"architecture = LSTM \(9 of its 9 runs are on its frontier\): column 'w'",
+        ),
     ],
 )
 def test_gain_arguments(arguments: dict[str, object], message: str) -> None:

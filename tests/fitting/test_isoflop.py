@@ -94,6 +94,15 @@ def test_intervals_cover(method: str) -> None:
     assert np.all(np.abs(hits / count - 0.9) < 3 * np.sqrt(0.9 * 0.1 / count)), hits / count
 
 
+def test_three_runs_a_budget_leave_no_noise_to_resample() -> None:
+    result = ps.isoflop(isoflop_runs(1.5, 3, 0.001))
+    assert result.exponent_N == pytest.approx(EXPONENT, abs=0.05)
+    assert np.isnan(result.interval("exponent_N")).all()
+    assert "! no interval" in str(result)
+    with pytest.raises(ValueError, match="two budgets at least, the table gives 0"):
+        ps.isoflop({"N": [], "C": [], "loss": []})
+
+
 def test_weights_silence_a_run() -> None:
     runs = isoflop_runs(1.5, 9)
     spoiled = {**runs, "loss": np.where(np.arange(63) % 9 == 2, 9.0, runs["loss"])}

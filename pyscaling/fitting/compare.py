@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyscaling import laws as law_table
-from pyscaling.fitting.bootstrap import _check_level
+from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Fit, fit
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
@@ -144,7 +144,7 @@ def compare(
     AICc = -2 ln l + 2k + 2k(k + 1) / (n - k - 1) (Hurvich & Tsai 1989), BIC = -2 ln l + k ln n (Schwarz 1978).
     A law that cannot be fitted is listed with its reason. Raises ValueError for bad arguments, or if no law can be fitted.
     """
-    _check_level(level)
+    check_level(level)
     table = runs if isinstance(runs, Runs) else Runs(runs)
     if isinstance(laws, str | Law):
         laws = [laws]

@@ -7,17 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyscaling import laws
 from pyscaling.expression import parse_expression
-from pyscaling.fitting.bootstrap import Bootstrap, _check_level, bootstrap
+from pyscaling.fitting.bootstrap import (
+    Bootstrap,
+    Resample,
+    bootstrap,
+    central_error,
+    check_level,
+    inflated_residuals,
+    student_t,
+)
+from pyscaling.fitting.covariance import covariance
 from pyscaling.fitting.evidence import Evidence, gather
 from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
 from pyscaling.laws import Law
 from pyscaling.runs import Runs
+
+if TYPE_CHECKING:
+    from pyscaling.fitting.profile import Profile
 
 _AUTO_STARTS = 64
 
@@ -119,7 +131,7 @@ class Fit:
         self.theta, self._minima = theta, minima
         self.params = dict(zip(self.law.names, problem.to_params(theta).tolist(), strict=True))
         self.objective_value = core_value * problem.objective_scale()
-        self._cached_bootstrap: Bootstrap | None = None
+        self._kept_bootstrap: tuple[Any, Bootstrap] | None = None
 
     @cached_property
     def residuals(self) -> np.ndarray:
@@ -174,14 +186,48 @@ class Fit:
             }
         return self.law.evaluate(params, **variables)
 
-    def bootstrap(self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8) -> Bootstrap:
-        """Pairs bootstrap: n resamples of the runs, each refitted.
+    def bootstrap(
+        self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8, resample: Resample = "pairs"
+    ) -> Bootstrap:
+        """n refits to resampled runs.
 
-        cluster: a column (or labels [n]) whose runs are drawn together, e.g. checkpoints of one training.
-        starts: each resample is refitted from up to so many distinct minima of the whole fit, the best is kept.
-        Results depend on seed alone, not on the number of threads. Raises ValueError for n < 2.
+        cluster: a column (or labels [n]) whose runs share their noise, e.g. checkpoints of one training.
+        resample: "pairs", runs (or whole clusters) drawn with replacement; "residuals", fitted values plus any runs'
+        residuals; "wild", plus a run's own with a random sign, one a cluster (Cameron et al. 2008), for few clusters.
+        starts: each is refitted from so many points (see `restarts`), the best is kept.
+        Results depend on seed alone, not on the number of threads. Raises ValueError for bad arguments.
         """
-        return bootstrap(self, n, cluster, seed, starts)
+        return bootstrap(self, n, cluster, seed, starts, resample)
+
+    def profile(self, name: str) -> "Profile":
+        """The profile of a parameter: the least objective with it held at other values; see Profile.
+
+        Its interval may be open, where the runs cannot tell. Raises ValueError for an unknown or fixed parameter.
+        """
+        from pyscaling.fitting.profile import profile
+
+        return profile(self, name)
+
+    def covariance(self, cluster: Any = None, robust: bool = True, units: str = "params") -> np.ndarray:
+        """Covariance [P, P] of the parameters, without resampling.
+
+        robust: sandwich, of runs (or clusters) of unequal noise; False: of equal noise. units: "params", or "theta", where
+        positive coefficients are logarithms. See fitting/covariance.py; NaN where the data determine nothing.
+        """
+        matrix = covariance(self, cluster, robust)
+        if units == "theta":
+            return matrix
+        slope = np.array(
+            [
+                p if d.logarithmic else 1.0
+                for p, d in zip(self.params.values(), self.law.parameters.values(), strict=True)
+            ]
+        )
+        return matrix * np.outer(slope, slope)
+
+    def standard_errors(self, cluster: Any = None, robust: bool = True) -> dict[str, float]:
+        """name -> standard error in the parameter's own units; see `covariance`."""
+        return dict(zip(self.law.names, np.sqrt(np.diag(self.covariance(cluster, robust))).tolist(), strict=True))
 
     def predict(
         self,
@@ -189,18 +235,19 @@ class Fit:
         level: float = 0.9,
         kind: str = "run",
         cluster: Any = None,
-        n: int = 2000,
+        n: int = 1000,
         seed: int = 0,
+        resample: Resample | None = None,
         **variables: Any,
     ) -> Prediction:
         """The loss at N=..., D=... (scalars or arrays), with an interval.
 
         kind: "run", the loss of a run not yet made: uncertainty of the curve plus a run's own noise; "mean", of the
-        curve alone. Both from n residual-bootstrap refits (Davison & Hinkley 1997, section 6.3.3), residuals inflated by
-        sqrt(n / (n - p)). cluster: a column whose runs share their noise (one sign for each cluster, the wild cluster
-        bootstrap of Cameron et al. 2008). Raises ValueError for a missing variable.
+        curve alone. Both from a bootstrap of n refits, the curve's as in Bootstrap.interval; cluster, seed and resample
+        are the bootstrap's, by default "pairs", or "residuals" with fewer than five runs a parameter.
+        Raises ValueError for a missing variable.
         """
-        _check_level(level)
+        check_level(level)
         if kind not in ("run", "mean"):
             raise ValueError(f'kind={kind!r} is unknown; "run" is a run not yet made, "mean" the curve.')
         for name in self.law.variables:
@@ -208,40 +255,41 @@ class Fit:
                 array = np.asarray(variables[name], dtype=np.float64)
                 if not np.all(np.isfinite(array) & (array > 0)):
                     raise ValueError(f"{name} must be finite and positive to predict at, got {variables[name]!r}.")
+        variables = {name: np.asarray(value, dtype=np.float64) for name, value in variables.items()}
         value = np.asarray(self.evaluate(**variables))
-        samples, noise = self._residual_bootstrap(cluster, n, seed)
-        at_samples = np.asarray(self.evaluate(samples, **{k: np.asarray(v, dtype=float) for k, v in variables.items()}))
+        boot = self._bootstrap_for_prediction(n, cluster, seed, resample)
         log = self.problem.residual == "log"
-        error = np.log(value) - np.log(at_samples) if log else value - at_samples
-        if kind == "run":
-            error = error + noise.reshape(-1, *[1] * value.ndim)
-        low, high = np.nanquantile(error, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        at_samples = np.asarray(self.evaluate(boot.samples, **variables))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn = np.log(at_samples) - np.log(value) if log else at_samples - value
+        tail = (1 - level) / 2
+        if kind == "mean":
+            high = student_t(1 - tail, boot.degrees) * central_error(drawn)
+            low = -high
+        else:
+            # The curve's samples, centred and widened as its own interval is, plus residuals of either sign.
+            generator = np.random.default_rng(seed)
+            residuals = generator.choice(inflated_residuals(self), size=n) * generator.choice([-1.0, 1.0], size=n)
+            widen = student_t(1 - tail, boot.degrees) / student_t(1 - tail, 10**9)
+            error = widen * (drawn - np.nanmedian(drawn, axis=0)) + residuals.reshape(-1, *[1] * value.ndim)
+            low, high = np.nanquantile(error, [tail, 1 - tail], axis=0)
         low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
         if value.ndim == 0:
             return Prediction(float(value), float(low), float(high), level)
         return Prediction(value, low, high, level)
 
-    def _residual_bootstrap(self, cluster: Any, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Parameters [R, P] refitted to resampled residuals, and a fresh run's noise [R]."""
-        generator = np.random.default_rng(seed)
-        count = len(self.runs)
-        inflated = self.residuals * np.sqrt(count / (count - self.problem.n_free))
-        fitted = self.problem.y - self.residuals
-        if cluster is None:
-            drawn = inflated[generator.integers(count, size=(n, count))]
-        else:
-            labels = self.runs[cluster] if isinstance(cluster, str) else np.asarray(cluster)
-            _, number = np.unique(labels, return_inverse=True)
-            drawn = inflated * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
-        solved = self.problem.solve(self.theta, n_resample=n, responses=fitted + drawn)
-        return self.problem.to_params(solved["theta"]), generator.choice(inflated, size=n) * generator.choice(
-            [-1.0, 1.0], size=n
-        )
+    def _bootstrap_for_prediction(self, n: int, cluster: Any, seed: int, resample: Resample | None) -> Bootstrap:
+        """A plot asks for many predictions in a row: the last bootstrap is kept."""
+        if resample is None:
+            few = len(self.runs) < 5 * self.problem.n_free and cluster is None
+            resample = "residuals" if few else "pairs"
+        key = (n, seed, resample, cluster if cluster is None or isinstance(cluster, str) else tuple(cluster))
+        if self._kept_bootstrap is None or self._kept_bootstrap[0] != key:
+            self._kept_bootstrap = key, self.bootstrap(n, cluster, seed, resample=resample)
+        return self._kept_bootstrap[1]
 
     def _bootstrap_once(self) -> Bootstrap:
-        if self._cached_bootstrap is None:
-            self._cached_bootstrap = self.bootstrap(1000)
-        return self._cached_bootstrap
+        return self._bootstrap_for_prediction(1000, None, 0, None)
 
     def summary(self, level: float = 0.95) -> str:
         """A table of the fit; its first line says whether to believe it."""

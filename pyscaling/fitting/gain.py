@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyscaling import laws
-from pyscaling.fitting.bootstrap import _check_level
+from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Fit, Prediction, fit
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.laws import Law
@@ -33,7 +33,9 @@ class ComputeGain(Result):
         self.baseline, self.other = (str(group) for group in groups)
         self.fits = dict(zip((self.baseline, self.other), fits, strict=True))
         self.at, self.level = at, level
-        self._samples = tuple(fitted._residual_bootstrap(None, n, seed + i)[0] for i, fitted in enumerate(fits))
+        self._samples = tuple(
+            fitted.bootstrap(n, seed=seed + i, resample="residuals").samples for i, fitted in enumerate(fits)
+        )
         self.value, self.low, self.high = self.gain(at)
         self.unreachable = float(np.mean(np.isinf(self._drawn(np.array([at])))))
         self.notes = self._notes()
@@ -149,7 +151,7 @@ def compute_gain(
     residual-bootstrap refits of both groups (as in Fit.predict).
     Warns where the gain extrapolates or a fit is not to be trusted. Raises ValueError for bad arguments.
     """
-    _check_level(level)
+    check_level(level)
     if n < 2:
         raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 or more make a steady interval.")
     table = runs if isinstance(runs, Runs) else Runs(runs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.fitting.bootstrap import _check_level
+from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
@@ -43,7 +43,7 @@ class ComputeOptimal(Result):
 
     def interval(self, quantity: str, level: float = 0.95) -> tuple[float, float]:
         """Bootstrap interval of "exponent_N" or "exponent_D"; NaN where the data leave no noise to resample."""
-        _check_level(level)
+        check_level(level)
         if quantity not in ("exponent_N", "exponent_D"):
             raise ValueError(f'quantity={quantity!r} is unknown; known are "exponent_N" and "exponent_D".')
         low, high = _quantiles(self.samples[:, int(quantity == "exponent_D"), 1], level)
@@ -58,7 +58,7 @@ class ComputeOptimal(Result):
         return self._at(1, C, level)
 
     def _at(self, which: int, C: Any, level: float) -> Prediction:
-        _check_level(level)
+        check_level(level)
         C = np.asarray(C, dtype=np.float64)
         if not np.all(np.isfinite(C) & (C > 0)):
             raise ValueError(f"C must be finite and positive, got {C}; it is a compute in FLOPs.")

@@ -6,7 +6,7 @@ theta is the core's vector: logarithms of positive coefficients, exponents as th
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -89,6 +89,14 @@ class Problem:
             seed=seed,
             threads=self.threads,
         )
+
+    def holding(self, j: int, value: float) -> "Problem":
+        """The same problem with theta_j held."""
+        lower, upper = self.lower.copy(), self.upper.copy()
+        lower[j] = upper[j] = value
+        held = replace(self, lower=lower, upper=upper)
+        held.__dict__["columns"] = self.columns  # the data are the same
+        return held
 
     def value_and_jacobian(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The law (or its logarithm) [n] and its derivatives by theta [n, P]."""

@@ -1,0 +1,70 @@
+"""Standard errors without resampling: the sandwich of an M-estimator, and what makes its objective a likelihood ratio.
+
+A fit minimises sum w rho(r). With psi = rho', s = E psi'(r) and v = E psi(r)^2, the parameters' covariance is
+(v / s^2) (J'WJ)^-1 if all runs have the same noise (Huber 1964); else H^-1 (J'W psi psi' W J) H^-1 with
+H = sum w psi'(r) J J' (White 1980; Powell 1991), scores summed by cluster if runs share their noise.
+2 (s / v) times a rise of the objective is a chi-square.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyscaling.fitting.bootstrap import _cluster_numbers
+
+if TYPE_CHECKING:
+    from pyscaling.fitting.fit import Fit
+
+
+def score_moments(fit: "Fit") -> tuple[float, float]:
+    """s = E psi'(r) and v = E psi(r)^2 of the fit's objective, v with n - p degrees of freedom."""
+    weights = fit.problem.weights / fit.problem.weights.mean()
+    v = float(np.sum(weights * _psi(fit, fit.residuals) ** 2) / max(1, len(weights) - fit.problem.n_free))
+    return float(np.mean(weights * _psi_slope(fit))), v
+
+
+def covariance(fit: "Fit", cluster: Any, robust: bool) -> np.ndarray:
+    """[P, P] in the units of theta, zero for parameters that are not free; NaN along directions that are undetermined."""
+    problem = fit.problem
+    _, jacobian = problem.value_and_jacobian(fit.theta)
+    free = np.flatnonzero(problem.lower < problem.upper)
+    J, weights = jacobian[:, free], problem.weights
+    if robust or cluster is not None:
+        number = _cluster_numbers(fit, cluster)
+        scores = np.zeros((number.max() + 1, len(free)))
+        np.add.at(scores, number, (weights * _psi(fit, fit.residuals))[:, None] * J)
+        units = len(scores)
+        spread = _inverse(J, weights * _psi_slope(fit)) @ scores.T
+        inside = spread @ spread.T * units / max(1, units - len(free))
+    else:
+        s, v = score_moments(fit)
+        inside = _inverse(J, weights) * v / s**2 * weights.mean()
+    out = np.zeros((len(fit.theta), len(fit.theta)))
+    out[np.ix_(free, free)] = inside
+    return out
+
+
+def _inverse(J: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(J' diag(weights) J)^-1, NaN if it is singular to rounding."""
+    normal = J.T @ (weights[:, None] * J)
+    scale = np.sqrt(np.maximum(np.diag(normal), 1e-300))
+    eigenvalue, axes = np.linalg.eigh(normal / np.outer(scale, scale))
+    kept = np.where(eigenvalue > 1e-13 * eigenvalue[-1], eigenvalue, np.nan)
+    return (axes / kept) @ axes.T / np.outer(scale, scale)
+
+
+def _psi_slope(fit: "Fit") -> np.ndarray:
+    """psi'(r) [n] as a central difference over shifts of half an interquartile range times n^-1/5, and delta at least.
+
+    Of a Huber loss with a small delta few residuals lie in the part that bends, and they alone would say little.
+    """
+    residuals, delta = fit.residuals, fit.problem.core_delta
+    if not np.isfinite(delta):
+        return np.ones(len(residuals))
+    low, high = np.quantile(residuals, [0.25, 0.75])
+    h = max((high - low) / 2 * len(residuals) ** -0.2, delta, 1e-300)
+    return (_psi(fit, residuals + h) - _psi(fit, residuals - h)) / (2 * h)
+
+
+def _psi(fit: "Fit", residuals: np.ndarray) -> np.ndarray:
+    return np.clip(residuals, -fit.problem.core_delta, fit.problem.core_delta)

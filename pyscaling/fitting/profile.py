@@ -1,0 +1,137 @@
+"""The profile of a parameter: how well the law can fit with that parameter held elsewhere."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyscaling.fitting.bootstrap import check_level, student_t
+from pyscaling.fitting.covariance import score_moments
+from pyscaling.fitting.result import Result, new_axes
+
+if TYPE_CHECKING:
+    from pyscaling.fitting.fit import Fit
+
+_FAR = 5.0  # signed roots beyond which a profile is not followed: levels up to 0.999999
+_STEPS = 60
+
+
+class Profile(Result):
+    """Profile of one parameter.
+
+    name; values: [K] ascending, the parameter held there. objective_values: [K], the least objective with the others
+    free. roots: [K], signed roots of the likelihood ratio, zero at the estimate and about a Student t if that is true.
+    params: name -> [K], the other parameters on the way.
+    """
+
+    def __init__(
+        self, fit: "Fit", name: str, theta: np.ndarray, objective_values: np.ndarray, roots: np.ndarray
+    ) -> None:
+        self.fit, self.name, self.objective_values, self.roots = fit, name, objective_values, roots
+        self.params = dict(zip(fit.law.names, fit.problem.to_params(theta).T, strict=True))
+        self.values = self.params[name]
+        self.degrees = max(1, len(fit.runs) - fit.problem.n_free)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Where the likelihood ratio stays below its quantile; an end is infinite, or at the domain's edge, if it never leaves.
+
+        Pseudo-likelihood of an M-estimator (Bates & Watts 1988, section 6.1, for least squares; Ronchetti 1982 for others).
+        """
+        check_level(level)
+        limit = student_t((1 + level) / 2, self.degrees)
+        domain = self.fit.law.parameters[self.name]
+        j = self.fit.law.names.index(self.name)
+        edges = self.fit.problem.to_params(np.stack([self.fit.problem.lower, self.fit.problem.upper]))[:, j]
+        scale = np.log if domain.logarithmic else np.asarray
+        back = np.exp if domain.logarithmic else float
+        ends = []
+        for sign, edge in ((-1, edges[0]), (1, edges[1])):
+            side = sign * self.roots >= 0
+            root, x = np.abs(self.roots[side])[::sign], scale(self.values[side])[::sign]
+            beyond = np.flatnonzero(root > limit)
+            if not len(beyond):
+                ends.append(float(edge))
+                continue
+            k = int(beyond[0])
+            share = (limit - root[k - 1]) / (root[k] - root[k - 1]) if k else 1.0
+            ends.append(float(back(x[k - 1] + share * (x[k] - x[k - 1]) if k else x[0])))
+        return ends[0], ends[1]
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        domain = self.fit.law.parameters[self.name]
+        if np.isinf(high) and (low == 0 if domain.positive else np.isinf(low)):
+            claim = f"{self.name} is not determined by these runs"
+        elif np.isinf(high):
+            claim = f"{self.name} > {low:.4g}"
+        elif low == 0 if domain.positive else np.isinf(low):
+            claim = f"{self.name} < {high:.4g}"
+        else:
+            claim = f"{low:.5g} < {self.name} < {high:.5g}"
+        return f"profile of {self.name} = {self.fit.params[self.name]:.5g}: {claim} (95 %)"
+
+    def to_frame(self) -> Any:
+        import pandas as pd
+
+        return pd.DataFrame({**self.params, "objective": self.objective_values, "root": self.roots})
+
+    def to_dict(self) -> dict[str, Any]:
+        columns = {name: column.tolist() for name, column in self.params.items()}
+        return {
+            "parameter": self.name,
+            "interval_95": list(self.interval()),
+            "params": columns,
+            "objective": self.objective_values.tolist(),
+            "roots": self.roots.tolist(),
+        }
+
+    def plot(self, ax: Any = None, level: float = 0.95) -> Any:
+        """Size of the signed root against the parameter, the limit of an interval dashed; returns the Axes."""
+        ax = new_axes() if ax is None else ax
+        ax.plot(self.values, np.abs(self.roots), "k.-", lw=1)
+        ax.axhline(student_t((1 + level) / 2, self.degrees), color="black", ls="--", lw=0.8)
+        logarithmic = self.fit.law.parameters[self.name].logarithmic
+        ax.set(
+            xlabel=self.name, xscale="log" if logarithmic else "linear", ylabel="|signed root|", title=self.fit.law.name
+        )
+        return ax
+
+
+def profile(fit: "Fit", name: str) -> Profile:
+    """See Fit.profile."""
+    if name not in fit.law.parameters:
+        raise ValueError(f"{name!r} is not a parameter of {fit.law.name}; those are {', '.join(fit.law.names)}.")
+    problem, j = fit.problem, fit.law.names.index(name)
+    if problem.lower[j] == problem.upper[j]:
+        raise ValueError(f"{name} is fixed at {fit.params[name]:g}; only a free parameter has a profile.")
+    s, v = score_moments(fit)
+    scale = problem.objective_scale()
+    lowest = fit.objective_value / scale
+
+    def signed_root(value: float) -> float:
+        return float(np.sqrt(max(0.0, 2 * s / v * (value - lowest) / problem.weights.mean()))) if v > 0 else np.inf
+
+    error = float(np.sqrt(fit.covariance(units="theta")[j, j]))
+    first = 0.25 * error if 0 < error < 1 + abs(fit.theta[j]) else 0.1 * (1 + abs(fit.theta[j]))
+    path = [(fit.theta, lowest, 0.0)]
+    for sign in (-1.0, 1.0):
+        step, theta, root = first, fit.theta, 0.0
+        for _ in range(_STEPS):
+            edge = problem.lower[j] if sign < 0 else problem.upper[j]
+            held = theta[j] + sign * min(step, sign * (edge - theta[j]))
+            if held == theta[j]:
+                break
+            start = theta.copy()
+            start[j] = held
+            solved = problem.holding(j, held).solve(start)
+            theta, value = solved["theta"][0], float(solved["value"][0])
+            if not np.isfinite(value):
+                break
+            before, root = root, signed_root(value)
+            path.append((theta, value, sign * root))
+            if root > _FAR:
+                break
+            # About a quarter of a standard error a step, doubled while the profile is flat.
+            step *= 2.0 if root - before < 0.2 else 1.0
+    path.sort(key=lambda point: point[0][j])
+    thetas, values, roots = zip(*path, strict=True)
+    return Profile(fit, name, np.array(thetas), np.array(values) * scale, np.array(roots))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 def score_moments(fit: "Fit") -> tuple[float, float]:
     """s = E psi'(r) and v = E psi(r)^2 of the fit's objective, v with n - p degrees of freedom."""
     weights = fit.problem.weights / fit.problem.weights.mean()
+    if fit.problem.known_noise:
+        return 1.0, 1 / float(fit.problem.weights.mean())
     v = float(np.sum(weights * _psi(fit, fit.residuals) ** 2) / max(1, len(weights) - fit.problem.n_free))
     return float(np.mean(weights * _psi_slope(fit))), v
 

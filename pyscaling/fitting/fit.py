@@ -56,6 +56,7 @@ def fit(
     residual: str = "log",
     starts: Any = "auto",
     weights: Any = None,
+    noise: Any = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     fixed: Mapping[str, float] | None = None,
     tied: Sequence[Sequence[str]] | None = None,
@@ -66,7 +67,8 @@ def fit(
     runs: Runs, or anything Runs takes. law: a name (see `pyscaling laws`), an expression, or a Law.
     objective: "huber" with `delta`, "lad" (least absolute deviations) or "gaussian" (least squares); a sum over runs.
     residual: differences of "log" loss (Hoffmann et al. 2022, eq. 3) or of "raw" loss. starts: "auto", how many automatic
-    ones, or starts of your own: [count, P] or mappings of parameters. weights: a column or [n]. bounds: parameter ->
+    ones, or starts of your own: [count, P] or mappings of parameters. weights: a column or [n].
+    noise: known standard deviation of the residuals (a number, a column or [n]), with "gaussian". bounds: parameter ->
     (low, high). fixed: parameter -> value. tied: groups of parameters that share one value, e.g. [("alpha", "beta")].
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
@@ -80,6 +82,7 @@ def fit(
         delta=delta,
         residual=residual,
         weights=weights,
+        noise=noise,
         bounds=bounds,
         fixed=fixed,
         threads=threads,
@@ -158,6 +161,32 @@ class Fit:
         w = self.problem.weights
         share = np.sum(w * self.residuals**2) / np.sum(w)
         return float(np.sqrt(share * len(self.runs) / (len(self.runs) - self.problem.n_free)))
+
+    @property
+    def replicates(self) -> tuple[float, int] | None:
+        """Standard deviation of runs that differ in nothing the law knows (seeds), and its degrees of freedom; None without any.
+
+        Noise without lack of fit: where `noise` is much larger, the law is wrong, not the runs.
+        """
+        _, group, count = np.unique(
+            np.stack([self.problem.variables[name] for name in self.law.variables]),
+            axis=1,
+            return_inverse=True,
+            return_counts=True,
+        )
+        degrees = len(self.runs) - len(count)
+        if not degrees:
+            return None
+        w, y = self.problem.weights, self.problem.y
+        mean = np.bincount(group, w * y) / np.maximum(np.bincount(group, w), 1e-300)
+        return float(np.sqrt(np.sum(w * (y - mean[group]) ** 2) / np.sum(w) * len(y) / degrees)), degrees
+
+    @property
+    def chi2(self) -> float:
+        """Sum of squared residuals over known noise, per degree of freedom; NaN where the noise is not known."""
+        if not self.problem.known_noise:
+            return float("nan")
+        return float(np.sum(self.problem.weights * self.residuals**2) / (len(self.runs) - self.problem.n_free))
 
     def restarts(self, count: int) -> np.ndarray:
         """`count` starts for refits as theta [count, P]: the minimum, the next best ones that the fit met, then points three
@@ -299,13 +328,19 @@ class Fit:
             f"{self.law.name}: {verdict}",
             f"  loss = {self.law.expression}",
             f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} loss, objective "
-            f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}",
+            f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
             f"  {'parameter':>10} {'value':>12}   {level:.0%} interval (bootstrap)",
         ]
         for name, value in self.params.items():
             low, high = boot.interval(name, level)
             lines.append(f"  {name:>10} {value:>12.5g}   {low:.5g} .. {high:.5g}")
         return "\n".join([*lines, f"  evidence: {self.evidence}"])
+
+    def _noise_beside(self) -> str:
+        beside = "" if np.isnan(self.chi2) else f", chi^2 per degree of freedom {self.chi2:.3g}"
+        if self.replicates is not None:
+            beside += f" (replicates alone: {self.replicates[0]:.3g})"
+        return beside
 
     def __str__(self) -> str:
         return self.summary()

@@ -38,6 +38,7 @@ class Problem:
     delta: float
     residual: Residual
     threads: int
+    known_noise: bool = False  # weights are 1 / noise^2, and residuals are not asked how large it is
 
     @cached_property
     def compiled(self) -> CompiledLaw:
@@ -115,7 +116,8 @@ class Problem:
     def to_params(self, theta: np.ndarray) -> np.ndarray:
         """theta [..., P] -> parameters in their own units [..., P]."""
         logarithmic = [domain.logarithmic for domain in self.law.parameters.values()]
-        return np.where(logarithmic, np.exp(np.where(logarithmic, theta, 0.0)), theta)
+        with np.errstate(over="ignore"):  # a term that vanished may have any coefficient
+            return np.where(logarithmic, np.exp(np.where(logarithmic, theta, 0.0)), theta)
 
 
 def make_problem(
@@ -126,6 +128,7 @@ def make_problem(
     delta: float,
     residual: str,
     weights: Any,
+    noise: Any,
     bounds: Mapping[str, tuple[float, float]] | None,
     fixed: Mapping[str, float] | None,
     threads: int | None,
@@ -155,13 +158,14 @@ def make_problem(
         law=law,
         variables=variables,
         y=np.log(loss) if residual == "log" else loss.copy(),
-        weights=_weights(weights, runs),
+        weights=_weights(weights, runs) if noise is None else _precision(noise, weights, objective, runs),
         lower=lower,
         upper=upper,
         objective=objective,  # type: ignore[arg-type]
         delta=float(delta),
         residual=residual,  # type: ignore[arg-type]
         threads=threads if threads is not None else os.cpu_count() or 1,
+        known_noise=noise is not None,
     )
 
 
@@ -201,6 +205,22 @@ def _weights(weights: Any, runs: Runs) -> np.ndarray:
     if not np.all(np.isfinite(array) & (array >= 0)) or not array.any():
         raise ValueError("weights must be finite, none negative and not all zero.")
     return array
+
+
+def _precision(noise: Any, weights: Any, objective: str, runs: Runs) -> np.ndarray:
+    """Weights [n] of least squares with known standard deviations."""
+    if objective != "gaussian":
+        raise ValueError(
+            f"noise= is the standard deviation of a Gaussian; objective={objective!r} takes weights= instead."
+        )
+    if weights is not None:
+        raise ValueError("noise and weights both say how much a run counts; give one of them.")
+    array = np.array(runs[noise] if isinstance(noise, str) else np.broadcast_to(noise, len(runs)), dtype=np.float64)
+    if not np.all(np.isfinite(array) & (array > 0)):
+        raise ValueError(
+            f"noise must be finite and positive, one number, a column or one per run; its least is {array.min():g}."
+        )
+    return 1 / array**2
 
 
 def automatic_starts(problem: Problem, count: int) -> np.ndarray:

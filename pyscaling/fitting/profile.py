@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _FAR = 5.0  # signed roots beyond which a profile is not followed: levels up to 0.999999
 _STEPS = 60
+_FARTHEST_LOG = 230.0  # 1e100: what is still flat there is open
 
 
 class Profile(Result):
@@ -118,7 +119,7 @@ def profile(fit: "Fit", name: str) -> Profile:
         for _ in range(_STEPS):
             edge = problem.lower[j] if sign < 0 else problem.upper[j]
             held = theta[j] + sign * min(step, sign * (edge - theta[j]))
-            if held == theta[j]:
+            if held == theta[j] or (fit.law.parameters[name].logarithmic and abs(held) > _FARTHEST_LOG):
                 break
             start = theta.copy()
             start[j] = held

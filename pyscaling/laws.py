@@ -220,7 +220,7 @@ def _data_constrained() -> Law:
 _KAPLAN = "Kaplan et al. 2020, arXiv:2001.08361"
 _HENIGHAN = "Henighan et al. 2020, arXiv:2010.14701, eq. 1.1"
 _ALABDULMOHSIN = "Alabdulmohsin et al. 2022, arXiv:2209.06640"
-_LI = "Li et al. 2025, arXiv:2503.04715, eq. 1"
+_LI = "Li et al. 2025, arXiv:2503.04715"
 _NEGATIVE = Parameter(positive=False, low=-0.05, high=-0.8)
 # Effective experts: E_start for a dense model, E_max for infinitely many (Clark et al. 2022)
 _EXPERTS = "(1/(1/(experts - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max))"
@@ -275,7 +275,7 @@ LAWS: dict[str, Law] = {
             "alpha*N**b + beta*6**(b/2)*D**b + E",
             variables=["N", "D"],
             name="gadre",
-            source="Gadre et al. 2024, arXiv:2403.08540, eq. 4, with M N = D",
+            source="Gadre et al. 2024, arXiv:2403.08540, with M N = D",
             parameters={"b": _NEGATIVE, "beta": Parameter(role="term:D:-b")},
         ),
         # A is alpha N_e0**p_e N_d0**p_d of the paper, whose factors no data can tell apart.
@@ -283,7 +283,7 @@ LAWS: dict[str, Law] = {
             "L_inf + A/(N_e**p_e*N_d**p_d)",
             variables=["N_e", "N_d"],
             name="encoder_decoder",
-            source="Ghorbani et al. 2021, arXiv:2109.07740, eq. 1",
+            source="Ghorbani et al. 2021, arXiv:2109.07740",
             parameters={"A": Parameter(role="term:N_e:p_e:N_d:p_d")},
         ),
         Law(

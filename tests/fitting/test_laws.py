@@ -19,7 +19,7 @@ SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SIZES = np.geomspace(1e6, 1e10, 8)
 TOKENS = np.geomspace(1e8, 1e12, 8)
 # Published constants where there are any (Kaplan et al. 2020; Besiroglu et al. 2024; Muennighoff et al. 2023; Gadre et
-# al. 2024; Clark et al. 2022, S-BASE; Li et al. 2025), plausible ones else.
+# al. 2024; Li et al. 2025), plausible ones else.
 PUBLISHED = {
     "kaplan_N": {"N_c": 8.8e13, "alpha_N": 0.076},
     "power_constant_N": {"E": 1.7, "A": 400.0, "alpha": 0.34},

@@ -6,16 +6,21 @@ products of exponentials fold into one exponential of a linear form, e.g. A / N*
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 Kind = Literal["const", "data", "scalar", "vector"]  # scalar: of parameters alone; vector: of data and parameters
 
 
 @dataclass(frozen=True)
 class Node:
-    """op is "const", "column", "parameter", "add", "sub", "mul", "exp", "log" or "recip"; compared by identity of `key`."""
+    """A value; compared by identity of `key`.
+
+    op: "const", "column", "parameter", "add", "sub", "mul", "exp", "log", "recip", "max" or "less" (1 where a < b, else 0).
+    """
 
     key: int
     op: str
@@ -37,6 +42,7 @@ class Graph:
     def __init__(self, parameters: Mapping[str, bool], variables: tuple[str, ...]) -> None:
         self._nodes: dict[tuple[object, ...], Node] = {}
         self._derivatives: dict[tuple[int, int], Node] = {}
+        self._logits: dict[Node, tuple[Node, Node]] = {}  # roots that `saturate` unrolled, with what defines them
         self.variables = variables
         self.theta = [self._make("parameter", (), j, "scalar", False) for j in range(len(parameters))]
         self._names = {
@@ -159,8 +165,42 @@ class Graph:
                 return power if exponent > 0 else self.recip(power)
         return self.exp(self.mul(b, self.log(a)))
 
+    def max(self, a: Node, b: Node) -> Node:
+        if a.op == "const" and b.op == "const":
+            return a if _number(a) > _number(b) else b
+        return a if a == b else self._combine("max", (a, b), a.positive or b.positive)
+
+    def min(self, a: Node, b: Node) -> Node:
+        minus = self.const(-1)
+        return self.mul(minus, self.max(self.mul(minus, a), self.mul(minus, b)))
+
+    def less(self, a: Node, b: Node) -> Node:
+        return self._combine("less", (a, b), False)
+
+    def saturate(self, k: Node, alpha: Node) -> Node:
+        """The share v of (0, 1) that solves v = k (1 - v)^alpha; see `saturate` for the equation in s = logit(v).
+
+        Its Newton steps are unrolled, its derivatives are those of the implicit function.
+        """
+        one, zero, log_k = self.const(1), self.const(0), self.log(k)
+        s = self.add(self.min(log_k, zero), self.div(self.max(log_k, zero), alpha))
+        for _ in range(_NEWTON_STEPS):
+            softplus, slope = self._softplus_and_slope(s, alpha)
+            excess = self.sub(self.add(s, self.mul(self.sub(alpha, one), softplus)), log_k)
+            s = self.sub(s, self.div(excess, slope))
+        self._logits[s] = log_k, alpha
+        return self._logistic(s)
+
+    def _logistic(self, s: Node) -> Node:
+        return self.recip(self.add(self.const(1), self.exp(self.mul(self.const(-1), s))))
+
+    def _softplus_and_slope(self, s: Node, alpha: Node) -> tuple[Node, Node]:
+        one = self.const(1)
+        slope = self.add(one, self.mul(self.sub(alpha, one), self._logistic(s)))
+        return self.log(self.add(one, self.exp(s))), slope
+
     def parse(self, text: str) -> Node:
-        """The node of an expression in Python's notation. Raises ValueError for anything but arithmetic, exp, log, sqrt."""
+        """The node of an expression in Python's notation. Raises ValueError for anything but arithmetic and FUNCTIONS."""
         return self._build(parse_expression(text).body)
 
     def _build(self, tree: ast.expr) -> Node:
@@ -176,10 +216,10 @@ class Graph:
             build = {ast.Add: self.add, ast.Sub: self.sub, ast.Mult: self.mul, ast.Div: self.div, ast.Pow: self.pow}
             return build[type(tree.op)](a, b)
         assert isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)
-        argument = self._build(tree.args[0])
         if tree.func.id == "sqrt":
-            return self.pow(argument, self.const(0.5))
-        return self.exp(argument) if tree.func.id == "exp" else self.log(argument)
+            return self.pow(self._build(tree.args[0]), self.const(0.5))
+        call: Callable[..., Node] = getattr(self, tree.func.id)  # a name of FUNCTIONS, see parse_expression
+        return call(*map(self._build, tree.args))
 
     def derivative(self, node: Node, j: int) -> Node:
         """d node / d theta_j."""
@@ -193,6 +233,12 @@ class Graph:
         return self._derivatives[key]
 
     def _differentiate(self, node: Node, j: int) -> Node:
+        if node in self._logits:
+            d_log_k, d_alpha = (self.derivative(arg, j) for arg in self._logits[node])
+            softplus, slope = self._softplus_and_slope(node, self._logits[node][1])
+            return self.div(self.sub(d_log_k, self.mul(softplus, d_alpha)), slope)
+        if node.op == "less":
+            return self.const(0)
         d = [self.derivative(arg, j) for arg in node.args]
         if node.op == "add":
             return self.add(*d)
@@ -205,16 +251,45 @@ class Graph:
             return self.mul(node, d[0])
         if node.op == "log":
             return self.mul(self.recip(node.args[0]), d[0])
+        if node.op == "max":
+            a, b = node.args
+            return self.add(self.mul(self.less(b, a), self.sub(d[0], d[1])), d[1]) if d[0] != d[1] else d[0]
         return self.mul(self.const(-1), self.mul(self.mul(node, node), d[0]))  # recip
 
 
-_FUNCTIONS = ("exp", "log", "sqrt")
+# Quadratic from the nearer asymptote: alpha in [0.2, 5] takes five to reach rounding.
+_NEWTON_STEPS = 6
+
+
+def saturate(k: Any, alpha: Any) -> Any:
+    """The share v of (0, 1) that solves v = k (1 - v)^alpha, alpha > 0; arrays broadcast.
+
+    With v = 1 / (1 + exp(-s)) it reads s + (alpha - 1) log(1 + exp(s)) = log(k), which is monotone, of slope between 1 and
+    alpha, and convex or concave throughout, so that Newton's method from the nearer asymptote approaches from one side.
+    """
+    log_k = np.log(k)
+    s = np.minimum(log_k, 0) + np.maximum(log_k, 0) / alpha
+    for _ in range(_NEWTON_STEPS):
+        s = s - (s + (alpha - 1) * np.log1p(np.exp(s)) - log_k) / (1 + (alpha - 1) / (1 + np.exp(-s)))
+    return 1 / (1 + np.exp(-s))
+
+
+# What an expression may call, as numpy knows it; Graph has a method of the same name for each but sqrt.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "max": np.maximum,
+    "min": np.minimum,
+    "saturate": saturate,
+}
+_TWO_ARGUMENTS = ("max", "min", "saturate")
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub)
 _ALLOWED = (ast.Expression, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, *_OPERATORS)
 
 
 def parse_expression(text: str) -> ast.Expression:
-    """Checks that a text is plain arithmetic over names, numbers, exp, log and sqrt, and returns its syntax tree."""
+    """Checks that a text is plain arithmetic over names, numbers and calls of FUNCTIONS, and returns its syntax tree."""
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -223,17 +298,19 @@ def parse_expression(text: str) -> ast.Expression:
         if isinstance(node, ast.Call):
             if (
                 not isinstance(node.func, ast.Name)
-                or node.func.id not in _FUNCTIONS
-                or len(node.args) != 1
+                or node.func.id not in FUNCTIONS
+                or len(node.args) != 1 + (node.func.id in _TWO_ARGUMENTS)
                 or node.keywords
             ):
-                raise ValueError(f"law {text!r}: only {', '.join(_FUNCTIONS)} of one argument may be called.")
+                raise ValueError(
+                    f"law {text!r}: only exp, log, sqrt of one argument and {', '.join(_TWO_ARGUMENTS)} of two may be called."
+                )
         elif isinstance(node, ast.Constant):
             if isinstance(node.value, bool) or not isinstance(node.value, int | float):
                 raise ValueError(f"law {text!r}: {node.value!r} is not a number.")
         elif not isinstance(node, _ALLOWED):
             raise ValueError(
-                f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and exp, log, sqrt."
+                f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and {', '.join(FUNCTIONS)}."
             )
     return tree
 

@@ -3,7 +3,8 @@
     laws.get("chinchilla")
     Law("E + A/N**alpha + B/D**beta", positive=["E", "A", "B", "alpha", "beta"])      # a law of one's own
 
-Variables are columns of the runs: N, D, C, S (steps), or any other name given as `variables`.
+Variables are columns of the runs: N, D, C, S (steps), or any other name given as `variables`. What a law gives is the
+loss unless it names another column as its response.
 """
 
 import ast
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.expression import names_of, parse_expression
+from pyscaling.expression import FUNCTIONS, names_of, parse_expression
 
 _USUAL_VARIABLES = ("N", "D", "C", "S")
 
@@ -23,10 +24,10 @@ class Parameter:
     """Domain of a parameter.
 
     role says what it does in the law, and so where automatic starts look: "exponent"; "floor", a constant of the
-    loss; "scale:X", a value of the variable X; "term:X:p", A in A / X**p
-    ("term:X:-p": in A * X**p). All roles but
-    exponents are fitted as logarithms where positive; a positive exponent is fitted as it is, with a bound at zero.
-    low, high: box of automatic starts of an exponent.
+    loss; "ceiling", a loss above all; "scale:X", a value of the variable X; "break:X", one among the data; "rate:X",
+    the reciprocal of one; "term:X:p", A in A / X**p ("term:X:-p": in A * X**p; "term:X:p:Y:q": in A / (X**p Y**q));
+    "amount", a positive number. All roles but exponents are fitted as logarithms where positive; a positive exponent is
+    fitted as it is, with a bound at zero. low, high: box of automatic starts of an exponent, denser near low, or amount.
     """
 
     positive: bool = True
@@ -42,10 +43,11 @@ class Parameter:
 class Law:
     """A scaling law.
 
-    expression: Python arithmetic over parameters and variables, with exp, log and sqrt. positive: parameters that are
-    positive and so fitted as logarithms (default: all). variables: names that are columns of the runs; by default those of
-    N, D, C and S that occur and are not named as positive. name, source: for tables and citations.
-    parameters: name -> Parameter, to set start boxes; by default they are inferred from the expression.
+    expression: Python arithmetic over parameters and variables, with exp, log, sqrt, max(a, b), min(a, b) and
+    saturate(k, alpha), see expression.saturate. positive: parameters that are positive (default: all). variables: names that
+    are columns of the runs; by default those of N, D, C and S that occur and are not named as positive. name, source: for
+    tables and citations. parameters: name -> Parameter, to set start boxes; by default they are inferred from the
+    expression. response: the column that the law gives.
     Raises ValueError if the expression is not plain arithmetic or has no parameter or no variable.
     """
 
@@ -58,6 +60,7 @@ class Law:
         name: str | None = None,
         source: str = "user",
         parameters: Mapping[str, Parameter] | None = None,
+        response: str = "loss",
     ) -> None:
         names = names_of(expression)
         declared = {*(positive or ()), *(parameters or ())}
@@ -73,7 +76,7 @@ class Law:
                 "or those given as variables=[...]."
             )
         self.expression, self.variables, self.source = expression, tuple(variables), source
-        self.name = name or expression
+        self.name, self.response = name or expression, response
         roles = _roles(expression, self.variables)
         self.parameters: dict[str, Parameter] = {
             n: parameters[n]
@@ -95,7 +98,7 @@ class Law:
                 raise ValueError(
                     f"{name} is missing: the law {self.name} is a function of {', '.join(self.variables)}."
                 )
-        scope = {"exp": np.exp, "log": np.log, "sqrt": np.sqrt, "__builtins__": {}}
+        scope = {**FUNCTIONS, "__builtins__": {}}
         arrays = {k: np.asarray(v, dtype=np.float64) for k, v in (*params.items(), *variables.items())}
         return eval(self._code, scope, arrays)  # the tree holds arithmetic only, see parse_expression
 
@@ -103,10 +106,11 @@ class Law:
         return f"Law({self.name!r}: {self.expression})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Law) and (self.expression, self.variables, self.parameters) == (
+        return isinstance(other, Law) and (self.expression, self.variables, self.parameters, self.response) == (
             other.expression,
             other.variables,
             other.parameters,
+            other.response,
         )
 
     def __hash__(self) -> int:
@@ -160,8 +164,66 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
     return roles
 
 
+def bnsl(k: int, variable: str = "D") -> Law:
+    """The broken neural scaling law with k >= 0 smooth breaks (Caballero et al. 2022, arXiv:2210.14891, eq. 1).
+
+    d_i is where in `variable` break i lies, f_i its width on a logarithmic axis, c_i the change of slope, of either sign;
+    f_i -> 0 is a sharp break. Breaks may come out in any order. Raises ValueError for k < 0.
+    """
+    if k < 0:
+        raise ValueError(f"k must be at least 0, got {k}; it counts the breaks of the law, and 1 is usual.")
+    breaks = [f"*(1 + ({variable}/d_{i})**(1/f_{i}))**(-c_{i}*f_{i})" for i in range(1, k + 1)]
+    return Law(
+        f"a + b*{variable}**-c_0{''.join(breaks)}",
+        variables=[variable],
+        name=f"bnsl{k}" if variable == "D" else f"bnsl{k}_{variable}",
+        source="Caballero et al. 2022, arXiv:2210.14891, eq. 1",
+        parameters={
+            domain: parameter
+            for i in range(1, k + 1)
+            for domain, parameter in (
+                (f"c_{i}", Parameter(positive=False, low=-0.2, high=0.8)),
+                (f"d_{i}", Parameter(role=f"break:{variable}")),
+                (f"f_{i}", Parameter(role="amount", low=0.1, high=1.0)),
+            )
+        },
+    )
+
+
+def _data_constrained() -> Law:
+    """Tokens and parameters lose value as they exceed the unique tokens U and the N that is optimal for these.
+
+    N_opt minimises chinchilla's loss for the compute at which D_opt = min(D, U) (Hoffmann et al. 2022, eq. 4). Exactly at
+    D = U or N = N_opt the law has a kink.
+    """
+    unique_D = "min(D, U)"
+    unique_N = f"min(N, (alpha*A/(beta*B))**(1/alpha)*{unique_D}**(beta/alpha))"
+
+    def effective(x: str, unique: str) -> str:
+        return f"{unique}*(1 + R_{x}_star*(1 - exp((1 - {x}/{unique})/R_{x}_star)))"
+
+    return Law(
+        f"E + A/({effective('N', unique_N)})**alpha + B/({effective('D', unique_D)})**beta",
+        variables=["N", "D", "U"],
+        name="data_constrained",
+        source="Muennighoff et al. 2023, arXiv:2305.16264, eqs. 5-7; U unique tokens",
+        parameters={
+            "E": Parameter(role="floor"),
+            "A": Parameter(role="term:N:alpha"),
+            "B": Parameter(role="term:D:beta"),
+            "R_N_star": Parameter(role="amount", low=0.5, high=100.0),
+            "R_D_star": Parameter(role="amount", low=0.5, high=100.0),
+        },
+    )
+
+
 _KAPLAN = "Kaplan et al. 2020, arXiv:2001.08361"
 _HENIGHAN = "Henighan et al. 2020, arXiv:2010.14701, eq. 1.1"
+_ALABDULMOHSIN = "Alabdulmohsin et al. 2022, arXiv:2209.06640"
+_LI = "Li et al. 2025, arXiv:2503.04715"
+_NEGATIVE = Parameter(positive=False, low=-0.05, high=-0.8)
+# Effective experts: E_start for a dense model, E_max for infinitely many (Clark et al. 2022)
+_EXPERTS = "(1/(1/(experts - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max))"
 
 
 def _power(x: str) -> list[Law]:
@@ -201,12 +263,109 @@ LAWS: dict[str, Law] = {
             name="kaplan_ND_constant",
             source=f"{_KAPLAN}, eq. 1.5, over an irreducible loss as in {_HENIGHAN}",
         ),
+        Law(
+            "E + A/N**alpha + B/D**alpha",
+            variables=["N", "D"],
+            name="chinchilla_tied",
+            source="chinchilla with beta = alpha, as in Muennighoff et al. 2023, arXiv:2305.16264",
+        ),
+        _data_constrained(),
+        # Gadre et al. write it in N and M = D/N; b is negative, b = -2 eta. They fit it by residual="raw", "gaussian".
+        Law(
+            "alpha*N**b + beta*6**(b/2)*D**b + E",
+            variables=["N", "D"],
+            name="gadre",
+            source="Gadre et al. 2024, arXiv:2403.08540, with M N = D",
+            parameters={"b": _NEGATIVE, "beta": Parameter(role="term:D:-b")},
+        ),
+        # A is alpha N_e0**p_e N_d0**p_d of the paper, whose factors no data can tell apart.
+        Law(
+            "L_inf + A/(N_e**p_e*N_d**p_d)",
+            variables=["N_e", "N_d"],
+            name="encoder_decoder",
+            source="Ghorbani et al. 2021, arXiv:2109.07740",
+            parameters={"A": Parameter(role="term:N_e:p_e:N_d:p_d")},
+        ),
+        Law(
+            "(L_inf**(1/alpha) + (N_C/N)**(alpha_N/alpha) + (D_C/D)**(alpha_D/alpha))**alpha",
+            variables=["N", "D"],
+            name="acoustic",
+            source="Droppo & Elibol 2021, arXiv:2106.09488",
+            parameters={
+                "L_inf": Parameter(role="floor"),
+                "N_C": Parameter(role="break:N"),
+                "D_C": Parameter(role="break:D"),
+            },
+        ),
+        # The floor of M3 is beta gamma**c. M1 is kaplan_D, M2 is power_constant_D.
+        Law(
+            "beta*(1/D + gamma)**c",
+            variables=["D"],
+            name="M3",
+            source=_ALABDULMOHSIN,
+            parameters={"beta": Parameter(role="term:D:c"), "gamma": Parameter(role="rate:D")},
+        ),
+        # (L - eps_inf) / (eps_0 - L)**alpha = beta D**-c, solved for L; eps_0 is the loss before any training.
+        Law(
+            "eps_inf + (eps_0 - eps_inf)*saturate(beta*D**-c*(eps_0 - eps_inf)**(alpha - 1), alpha)",
+            variables=["D"],
+            name="M4",
+            source=_ALABDULMOHSIN,
+            parameters={
+                "eps_inf": Parameter(role="floor"),
+                "eps_0": Parameter(role="ceiling"),
+                "alpha": Parameter(low=0.3, high=3.0),
+            },
+        ),
+        bnsl(1),
+        bnsl(2),
+        # a, b, c, d are of decimal logarithms: log10 L = a log10 N + b log10 E_hat + c log10 N log10 E_hat + d.
+        Law(
+            f"10**d*N**(a + c*log({_EXPERTS})/log(10))*{_EXPERTS}**b",
+            variables=["N", "experts"],
+            name="routed",
+            source="Clark et al. 2022, arXiv:2202.01169",
+            parameters={
+                "a": _NEGATIVE,
+                "b": _NEGATIVE,
+                "c": Parameter(positive=False, low=0.0, high=0.05),
+                "d": Parameter(positive=False, low=0.5, high=3.0),
+                "E_start": Parameter(role="amount", low=1.0, high=5.0),
+                "E_max": Parameter(role="amount", low=50.0, high=1000.0),
+            },
+        ),
+        Law(
+            "c*N**alpha*D**beta",
+            variables=["N", "D"],
+            name="step_law_learning_rate",
+            source=_LI,
+            parameters={"alpha": _NEGATIVE},
+            response="learning_rate",
+        ),
+        Law("d*D**gamma", variables=["D"], name="step_law_batch", source=f"{_LI}, in tokens", response="batch"),
+        # lambda, a word that Python keeps for itself, takes an underscore.
+        Law(
+            "lambda_*log(N/N_c)",
+            variables=["N"],
+            name="information",
+            source='Henighan et al. 2020, arXiv:2010.14701; in nats, fit it with residual="raw"',
+            parameters={"N_c": Parameter(role="break:N")},
+            response="information",
+        ),
+        Law(
+            "B_star/loss**(1/alpha_B)",
+            variables=["loss"],
+            name="kaplan_B_crit",
+            source=f"{_KAPLAN}, eq. 1.4, in tokens",
+            parameters={"B_star": Parameter(role="term:loss:alpha_B")},
+            response="B_crit",
+        ),
     ]
 }
 
 
 def get(law: "str | Law") -> Law:
-    """A law by name, or the law itself; a text with an operator in it is taken as an expression.
+    """A law by name, or the law itself; "bnsl" and a number is `bnsl`; a text with an operator is taken as an expression.
 
     Raises ValueError for an unknown name.
     """
@@ -214,6 +373,8 @@ def get(law: "str | Law") -> Law:
         return law
     if law in LAWS:
         return LAWS[law]
+    if law.startswith("bnsl") and law[4:].isdecimal():
+        return bnsl(int(law[4:]))
     if any(sign in law for sign in "+*/("):
         return Law(law)
     raise ValueError(

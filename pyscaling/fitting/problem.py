@@ -146,7 +146,7 @@ def make_problem(
             raise ValueError(
                 f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}."
             )
-    loss = runs.loss
+    response = _response(runs, law.response, residual)
     lower, upper = _bounds(law, dict(bounds or {}), dict(fixed or {}))
     n_free = int(np.sum(lower < upper))
     if len(runs) <= n_free:
@@ -157,7 +157,7 @@ def make_problem(
     return Problem(
         law=law,
         variables=variables,
-        y=np.log(loss) if residual == "log" else loss.copy(),
+        y=np.log(response) if residual == "log" else response,
         weights=_weights(weights, runs) if noise is None else _precision(noise, weights, objective, runs),
         lower=lower,
         upper=upper,
@@ -167,6 +167,19 @@ def make_problem(
         threads=threads if threads is not None else os.cpu_count() or 1,
         known_noise=noise is not None,
     )
+
+
+def _response(runs: Runs, name: str, residual: str) -> np.ndarray:
+    column = np.array(runs[name], dtype=np.float64)
+    bad = ~np.isfinite(column) | ((column <= 0) if residual == "log" else False)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        remedy = 'residual="raw" takes any sign' if residual == "log" else "drop the row"
+        raise ValueError(
+            f"{name} must be finite{' and positive' if residual == 'log' else ''}; row {row + 1} of {runs.source} has "
+            f"{name}={column[row]:g}; {remedy}."
+        )
+    return column
 
 
 def _bounds(
@@ -226,8 +239,9 @@ def _precision(noise: Any, weights: Any, objective: str, runs: Runs) -> np.ndarr
 def automatic_starts(problem: Problem, count: int) -> np.ndarray:
     """Space-filling starts [count, P] in the law's box.
 
-    Exponents fill their box; a floor is a share of the lowest loss; a coefficient is what gives its term a share of
-    the loss at the middle of the data; a scale lies anywhere from the data to a dozen decades beyond.
+    Exponents and amounts fill their box; a floor is a share of the lowest loss, a ceiling up to thrice the highest; a
+    coefficient is what gives its term a share of the loss at the middle of the data; a scale lies anywhere from the data
+    to a dozen decades beyond, a break among the data, a rate among their reciprocals.
     """
     law, loss = problem.law, np.exp(problem.y) if problem.residual == "log" else problem.y
     unit = _low_discrepancy(count, len(law.parameters))
@@ -246,10 +260,18 @@ def automatic_starts(problem: Problem, count: int) -> np.ndarray:
             continue
         if kind == "floor":
             log_value = np.log(loss.min()) + np.log(0.02) * (1 - u) ** 2 - 0.02
+        elif kind == "ceiling":
+            log_value = np.log(loss.max()) + 0.02 + np.log(3) * u**2
+        elif kind == "amount":
+            log_value = np.log(domain.low) + np.log(domain.high / domain.low) * u
+        elif kind in ("break", "rate"):
+            edge = np.log([problem.variables[where[0]].min(), problem.variables[where[0]].max()])
+            log_value = (edge[0] + (edge[1] - edge[0]) * u) * (-1 if kind == "rate" else 1)
         elif kind == "term":
-            exponent = exponents.get(where[1].lstrip("-"), np.full(count, 0.3))
-            sign = -1 if where[1].startswith("-") else 1
-            log_value = np.log(np.median(loss)) + np.log(0.02) * (1 - u) + sign * exponent * np.log(middle[where[0]])
+            log_value = np.log(np.median(loss)) + np.log(0.02) * (1 - u)
+            for variable, power in zip(where[::2], where[1::2], strict=True):
+                exponent = exponents.get(power.lstrip("-"), np.full(count, 0.3))
+                log_value += (-1 if power.startswith("-") else 1) * exponent * np.log(middle[variable])
         else:
             log_value = np.log(middle[where[0]]) + 12 * np.log(10) * u
         starts[:, j] = log_value if domain.logarithmic else np.exp(log_value)

@@ -90,7 +90,7 @@ class Graph:
             return self.const(0)
         if _is(a, 0):
             return self.mul(self.const(-1), b)
-        if b.op == "mul" and "data" in (b.args[0].kind, b.args[1].kind):
+        if b.op == "mul" and b.kind != "data" and "data" in (b.args[0].kind, b.args[1].kind):
             return self.add(a, self.mul(self.const(-1), b))
         return self._combine("sub", (a, b), False)
 

@@ -10,6 +10,7 @@ loss unless it names another column as its response.
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ class Law:
     expression. response: the column that the law gives.
     Raises ValueError if the expression is not plain arithmetic or has no parameter or no variable.
     """
+
+    indicators: Mapping[str, str] = MappingProxyType({})  # of a law of several groups, see fitting.groups
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from pyscaling.fitting.bootstrap import (
 )
 from pyscaling.fitting.covariance import covariance
 from pyscaling.fitting.evidence import Evidence, gather
+from pyscaling.fitting.groups import GroupedLaw, group_runs
 from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
 from pyscaling.laws import Law
 from pyscaling.runs import Runs
@@ -60,6 +61,8 @@ def fit(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     fixed: Mapping[str, float] | None = None,
     tied: Sequence[Sequence[str]] | None = None,
+    group: Any = None,
+    shared: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> "Fit":
     """Fits a scaling law to runs.
@@ -70,11 +73,18 @@ def fit(
     ones, or starts of your own: [count, P] or mappings of parameters. weights: a column or [n].
     noise: known standard deviation of the residuals (a number, a column or [n]), with "gaussian". bounds: parameter ->
     (low, high). fixed: parameter -> value. tied: groups of parameters that share one value, e.g. [("alpha", "beta")].
+    group: a column (or labels [n]) of data sets or architectures that each have parameters of their own, named p_<group>,
+    but for those named in shared: `fit.predict(..., group=...)`, `fit.params_of(group)`.
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
     table = runs if isinstance(runs, Runs) else Runs(runs)
     chosen = _tie(laws.get(law), tied)
+    if group is not None:
+        table, chosen = group_runs(table, group, chosen, shared)
+        bounds, fixed = chosen.expanded(bounds or {}), chosen.expanded(fixed or {})
+    elif shared:
+        raise ValueError(f"shared={list(shared)} needs group=, the column that says which run belongs where.")
     problem = make_problem(
         table,
         chosen,
@@ -204,6 +214,10 @@ class Fit:
 
     def evaluate(self, params: Mapping[str, Any] | np.ndarray | None = None, **variables: Any) -> np.ndarray:
         """The law at the fitted parameters, or at others: a mapping, or samples [R, P], which give [R, ...]."""
+        if isinstance(self.law, GroupedLaw):
+            if "group" not in variables:
+                raise ValueError(f"group is missing: this fit is of {', '.join(self.law.labels)}; say which.")
+            variables = variables | self.law.membership(variables.pop("group"))
         if params is None:
             params = self.params
         if not isinstance(params, Mapping):
@@ -214,6 +228,13 @@ class Fit:
                 for k, name in enumerate(self.law.names)
             }
         return self.law.evaluate(params, **variables)
+
+    def params_of(self, group: Any) -> dict[str, float]:
+        """Parameters of the law for one of the groups that were fitted together."""
+        if not isinstance(self.law, GroupedLaw):
+            raise ValueError("this fit has no groups; params has its parameters.")
+        self.law.membership(group)
+        return {name: self.params[self.law.own_name(name, str(group))] for name in self.law.base.names}
 
     def bootstrap(
         self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8, resample: Resample = "pairs"
@@ -284,7 +305,9 @@ class Fit:
                 array = np.asarray(variables[name], dtype=np.float64)
                 if not np.all(np.isfinite(array) & (array > 0)):
                     raise ValueError(f"{name} must be finite and positive to predict at, got {variables[name]!r}.")
-        variables = {name: np.asarray(value, dtype=np.float64) for name, value in variables.items()}
+        variables = {
+            name: value if name == "group" else np.asarray(value, dtype=np.float64) for name, value in variables.items()
+        }
         value = np.asarray(self.evaluate(**variables))
         boot = self._bootstrap_for_prediction(n, cluster, seed, resample)
         log = self.problem.residual == "log"

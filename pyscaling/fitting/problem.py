@@ -141,7 +141,7 @@ def make_problem(
         raise ValueError(f"delta must be finite and positive, got {delta!r}; 1e-3 is usual on log loss.")
     variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
     for name, column in variables.items():
-        if not np.all(np.isfinite(column) & (column > 0)):
+        if name not in law.indicators.values() and not np.all(np.isfinite(column) & (column > 0)):
             row = int(np.flatnonzero(~(np.isfinite(column) & (column > 0)))[0])
             raise ValueError(
                 f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}."
@@ -245,7 +245,8 @@ def automatic_starts(problem: Problem, count: int) -> np.ndarray:
     """
     law, loss = problem.law, np.exp(problem.y) if problem.residual == "log" else problem.y
     unit = _low_discrepancy(count, len(law.parameters))
-    middle = {name: float(np.exp(np.mean(np.log(column)))) for name, column in problem.variables.items()}
+    flags = law.indicators.values()
+    middle = {name: float(np.exp(np.mean(np.log(x)))) for name, x in problem.variables.items() if name not in flags}
     exponents = {
         name: domain.low + (domain.high - domain.low) * unit[:, j] ** 2
         for j, (name, domain) in enumerate(law.parameters.items())

@@ -1,0 +1,106 @@
+"""One law for several groups of runs (data sets, architectures): some parameters shared, the others of each group's own."""
+
+import ast
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pyscaling.expression import parse_expression
+from pyscaling.laws import Law
+from pyscaling.runs import Runs
+
+
+class GroupedLaw(Law):
+    """A law whose parameter p is written p_<group> where groups have their own.
+
+    base: the law of one group. labels: the groups, as strings. indicators: label -> the variable that is 1 for the
+    group's runs and 0 for others. shared: parameters that all groups have in common.
+    """
+
+    def __init__(self, base: Law, labels: Collection[str], shared: Collection[str]) -> None:
+        for name in shared:
+            if name not in base.parameters:
+                raise ValueError(
+                    f"shared names {name!r}, not a parameter of {base.name}; those are {', '.join(base.names)}."
+                )
+        self.base, self.labels, self.shared = base, tuple(labels), tuple(shared)
+        slugs = {label: re.sub(r"\W", "_", label) for label in self.labels}
+        if len(set(slugs.values())) < len(slugs):
+            raise ValueError(f"the groups {', '.join(self.labels)} differ in punctuation alone; rename them.")
+        self._slugs = slugs
+        self.indicators = {label: f"in_{slug}" for label, slug in slugs.items()}
+        separate = {name: domain for name, domain in base.parameters.items() if name not in shared}
+        parameters = {name: base.parameters[name] for name in shared}
+        for name, domain in separate.items():
+            for label in self.labels:
+                role = ":".join(self._own(part, separate, label) for part in domain.role.split(":"))
+                parameters[self._own(name, separate, label)] = replace(domain, role=role)
+        super().__init__(
+            ast.unparse(_Separate(self, separate).visit(parse_expression(base.expression))),
+            variables=[*base.variables, *self.indicators.values()],
+            name=f"{base.name} of {len(self.labels)} groups",
+            source=base.source,
+            parameters=parameters,
+            response=base.response,
+        )
+
+    def _own(self, name: str, separate: Collection[str], label: str) -> str:
+        sign, bare = ("-", name[1:]) if name.startswith("-") else ("", name)
+        return f"{sign}{bare}_{self._slugs[label]}" if bare in separate else name
+
+    def own_name(self, name: str, label: str) -> str:
+        """What a parameter of the base law is called for a group."""
+        return self._own(name, set(self.base.parameters) - set(self.shared), label)
+
+    def membership(self, label: Any) -> dict[str, float]:
+        """The indicators of a group."""
+        if str(label) not in self.indicators:
+            raise ValueError(f"group={label!r} is unknown; the groups are {', '.join(self.labels)}.")
+        return {name: float(own == str(label)) for own, name in self.indicators.items()}
+
+    def expanded(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings by parameter, where a parameter of the base law stands for that of each group."""
+        out: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in self.base.parameters:
+                out |= {self.own_name(name, label): value for label in self.labels}
+            else:
+                out[name] = value
+        return out
+
+
+class _Separate(ast.NodeTransformer):
+    """p -> the p of the group: a product of powers for a logarithmic one, whose logarithm stays linear, else a sum."""
+
+    def __init__(self, law: GroupedLaw, separate: Mapping[str, Any]) -> None:
+        self.law, self.separate = law, separate
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id not in self.separate:
+            return node
+        pairs = [(self.law._own(node.id, self.separate, label), flag) for label, flag in self.law.indicators.items()]
+        text = (
+            "*".join(f"{name}**{flag}" for name, flag in pairs)
+            if self.separate[node.id].logarithmic
+            else "+".join(f"{name}*{flag}" for name, flag in pairs)
+        )
+        return ast.parse(f"({text})", mode="eval").body
+
+
+def group_runs(runs: Runs, column: Any, law: Law, shared: Collection[str] | None) -> tuple[Runs, GroupedLaw]:
+    """The runs with a column that says who belongs to each group, and the law of all of them.
+
+    Raises ValueError for a single group or an unknown shared parameter.
+    """
+    labels = np.asarray(runs[column] if isinstance(column, str) else column).astype(str)
+    if labels.shape != (len(runs),):
+        raise ValueError(f"group must name a column or hold one label per run ({len(runs)}), got shape {labels.shape}.")
+    names = list(dict.fromkeys(labels.tolist()))
+    if len(names) < 2:
+        raise ValueError(f"group has the single value {names[0]!r}; a fit of groups needs at least two.")
+    grouped = GroupedLaw(law, names, shared or ())
+    flags = {flag: (labels == label).astype(np.float64) for label, flag in grouped.indicators.items()}
+    return Runs({**runs.to_dict(), **flags}, source=runs.source), grouped

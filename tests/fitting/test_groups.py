@@ -1,0 +1,78 @@
+"""One law for several groups against separate fits and known truths."""
+
+import numpy as np
+import pytest
+
+import pyscaling as ps
+
+TRUTH = {"web text": {"E": 1.8, "A": 480.0, "B": 2100.0}, "code": {"E": 0.9, "A": 300.0, "B": 900.0}}
+ALPHA, BETA = 0.35, 0.37
+
+
+def runs(noise: float = 0.0) -> ps.Runs:
+    generator = np.random.default_rng(0)
+    N, D = np.exp(generator.uniform(np.log([1e7, 1e9]), np.log([1e10, 1e11]), (120, 2))).T
+    label = np.repeat(list(TRUTH), 60)
+    law = ps.laws.get("chinchilla")
+    loss = [
+        float(law.evaluate({**TRUTH[g], "alpha": ALPHA, "beta": BETA}, N=n, D=d))
+        for g, n, d in zip(label, N, D, strict=True)
+    ]
+    return ps.Runs(
+        {"N": N, "D": D, "corpus": label, "loss": np.array(loss) * np.exp(noise * generator.standard_normal(120))}
+    )
+
+
+def test_shared_exponents_are_recovered() -> None:
+    fit = ps.fit(runs(), law="chinchilla", group="corpus", shared=["alpha", "beta"])
+    assert set(fit.params) == {
+        "alpha",
+        "beta",
+        *(f"{name}_{group}" for name in "EAB" for group in ("web_text", "code")),
+    }
+    for group, truth in TRUTH.items():
+        assert fit.params_of(group) == pytest.approx({**truth, "alpha": ALPHA, "beta": BETA}, rel=1e-5)
+        expected = ps.laws.get("chinchilla").evaluate({**truth, "alpha": ALPHA, "beta": BETA}, N=1e11, D=1e12)
+        assert fit.predict(N=1e11, D=1e12, group=group, n=50).value == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_nothing_shared_is_separate_fits() -> None:
+    table = runs(0.005)
+    together = ps.fit(table, law="chinchilla", group="corpus", objective="gaussian")
+    alone = [ps.fit(table.select(table["corpus"] == g), law="chinchilla", objective="gaussian") for g in TRUTH]
+    assert together.objective_value == pytest.approx(sum(fit.objective_value for fit in alone), rel=1e-9)
+    for group, fit in zip(TRUTH, alone, strict=True):
+        assert together.params_of(group) == pytest.approx(fit.params, rel=1e-4)
+
+
+def test_sharing_narrows_the_errors() -> None:
+    table = runs(0.005)
+    known = {"law": "chinchilla", "objective": "gaussian", "noise": 0.005}
+    shared = ps.fit(table, group="corpus", shared=["alpha", "beta"], **known).standard_errors(robust=False)
+    for group in TRUTH:
+        alone = ps.fit(table.select(table["corpus"] == group), **known).standard_errors(robust=False)
+        assert shared["alpha"] < alone["alpha"]
+        assert shared["beta"] < alone["beta"]
+
+
+def test_settings_of_every_group() -> None:
+    fit = ps.fit(runs(0.005), law="chinchilla", group="corpus", fixed={"alpha": ALPHA, "E_code": 0.9})
+    assert fit.params["alpha_code"] == fit.params["alpha_web_text"] == pytest.approx(ALPHA)
+    assert fit.params["E_code"] == pytest.approx(0.9)
+
+
+def test_errors() -> None:
+    table = runs(0.005)
+    with pytest.raises(ValueError, match=r"shared=\['alpha'\] needs group="):
+        ps.fit(table, law="chinchilla", shared=["alpha"])
+    with pytest.raises(ValueError, match="shared names 'gamma', not a parameter of chinchilla"):
+        ps.fit(table, law="chinchilla", group="corpus", shared=["gamma"])
+    with pytest.raises(ValueError, match="group has the single value 'code'"):
+        ps.fit(table.select(table["corpus"] == "code"), law="chinchilla", group="corpus")
+    fit = ps.fit(table, law="chinchilla", group="corpus", shared=["alpha", "beta"])
+    with pytest.raises(ValueError, match="group is missing: this fit is of web text, code"):
+        fit.predict(N=1e9, D=1e10)
+    with pytest.raises(ValueError, match="group='book' is unknown; the groups are web text, code"):
+        fit.predict(N=1e9, D=1e10, group="book")
+    with pytest.raises(ValueError, match="this fit has no groups"):
+        ps.fit(table, law="chinchilla").params_of("code")

@@ -103,6 +103,19 @@ def fit_command(
     delta: DeltaOption = 1e-3,
     residual: ResidualOption = "log",
     column: ColumnOption = None,
+    fixed: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter that is known; may be repeated.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of data sets or architectures, each with parameters of its own.")
+    ] = None,
+    shared: Annotated[
+        list[str] | None, typer.Option(help="A parameter that the groups have in common; may be repeated.")
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="Column of what shares its noise, as a training run.")] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Also profile this parameter; its interval may be open. May be repeated.")
+    ] = None,
     bootstrap: BootstrapOption = 4000,
     level: LevelOption = 0.9,
     json: JsonOption = None,
@@ -116,12 +129,17 @@ def fit_command(
     with one_clear_message():
         _check_level(level)
         _check_plot(plot)
-        fitted = _fit_table(_read(table, column), law, objective, delta, residual)
+        known = {name: float(value) for name, value in _pairs("--fixed", fixed, "alpha=0.35")}
+        fitted = _fit_table(
+            _read(table, column), law, objective, delta, residual, fixed=known, group=group, shared=shared
+        )
         intervals = {}
         if bootstrap:
-            boot = fitted.bootstrap(bootstrap)
+            boot = fitted.bootstrap(bootstrap, cluster=cluster)
             intervals = {name: boot.interval(name, level=level) for name in fitted.params}
         _print_fit(fitted, intervals, level, bootstrap)
+        for name in profile or ():
+            typer.echo(str(fitted.profile(name)))
         if json is not None:
             _write_fit(json, fitted, intervals, level)
         if plot is not None:
@@ -279,23 +297,28 @@ def laws_command() -> None:
 def _read(path: Path, column: list[str] | None) -> "Runs":
     from pyscaling.runs import read_runs
 
-    columns = {}
-    for item in column or ():
-        name, sign, header = item.partition("=")
-        if not sign or not name.strip() or not header.strip():
-            raise ValueError(f"--column {item!r} must be NAME=HEADER, for example --column N=params.")
-        columns[name.strip()] = header.strip()
-    runs = read_runs(path, columns)
+    runs = read_runs(path, dict(_pairs("--column", column, "N=params")))
     if runs.renamed:
         taken = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in runs.renamed.items())
         typer.echo(f"{path.name}: {len(runs)} runs; columns taken: {taken}")
     return runs
 
 
-def _fit_table(runs: "Runs", law: str, objective: str, delta: float, residual: str) -> "Fit":
+def _pairs(option: str, given: list[str] | None, example: str) -> list[tuple[str, str]]:
+    """The two sides of each NAME=... that an option was given."""
+    pairs = []
+    for item in given or ():
+        name, sign, rest = item.partition("=")
+        if not sign or not name.strip() or not rest.strip():
+            raise ValueError(f"{option} {item!r} must be written as in {option} {example}.")
+        pairs.append((name.strip(), rest.strip()))
+    return pairs
+
+
+def _fit_table(runs: "Runs", law: str, objective: str, delta: float, residual: str, **more: Any) -> "Fit":
     from pyscaling.fitting import fit
 
-    choices: Any = {"objective": objective, "residual": residual}
+    choices: Any = {"objective": objective, "residual": residual, **more}
     return fit(runs, law=law, delta=delta, **choices)
 
 
@@ -335,7 +358,8 @@ def _print_fit(fitted: "Fit", intervals: dict[str, tuple[float, float]], level: 
             row.append("[{:.4g}, {:.4g}]".format(*intervals[name]))
         table.add_row(*row)
     console = _console()
-    console.print(f"[bold]{_plain(fitted.law.name)}[/bold]: L = {_plain(fitted.law.expression)}")
+    console.print(f"[bold]{_plain(fitted.law.name)}[/bold]: {fitted.verdict}")
+    console.print(f"{fitted.law.response} = {_plain(fitted.law.expression)}")
     console.print(_plain(str(fitted.evidence)))
     console.print(table)
     text = f"{len(fitted.runs)} runs, objective {fitted.objective_value:.9g}, adjusted R² {fitted.adjusted_r2:.5f}"

@@ -249,14 +249,15 @@ class Fit:
         """
         return bootstrap(self, n, cluster, seed, starts, resample)
 
-    def profile(self, name: str) -> "Profile":
+    def profile(self, name: str, cluster: Any = None, robust: bool | None = None) -> "Profile":
         """The profile of a parameter: the least objective with it held at other values; see Profile.
 
-        Its interval may be open, where the runs cannot tell. Raises ValueError for an unknown or fixed parameter.
+        Its interval may be open, where the runs cannot tell. robust: of runs of unequal noise (default: unless the
+        objective is "gaussian"); cluster: as in `covariance`. Raises ValueError for an unknown or fixed parameter.
         """
         from pyscaling.fitting.profile import profile
 
-        return profile(self, name)
+        return profile(self, name, cluster, robust)
 
     def covariance(self, cluster: Any = None, robust: bool = True, units: str = "params") -> np.ndarray:
         """Covariance [P, P] of the parameters, without resampling.
@@ -343,13 +344,21 @@ class Fit:
     def _bootstrap_once(self) -> Bootstrap:
         return self._bootstrap_for_prediction(1000, None, 0, None)
 
+    @property
+    def verdict(self) -> str:
+        """Whether to believe the fit, in a few words; `evidence` says why."""
+        return (
+            "to be trusted as far as its intervals go"
+            if self.evidence.trustworthy
+            else "NOT TO BE TRUSTED, see evidence"
+        )
+
     def summary(self, level: float = 0.95) -> str:
         """A table of the fit; its first line says whether to believe it."""
-        verdict = "fit to be trusted as far as its intervals go" if self.evidence.trustworthy else "NOT TO BE TRUSTED"
         boot = self._bootstrap_once()
         lines = [
-            f"{self.law.name}: {verdict}",
-            f"  loss = {self.law.expression}",
+            f"{self.law.name}: {self.verdict}",
+            f"  {self.law.response} = {self.law.expression}",
             f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} loss, objective "
             f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
             f"  {'parameter':>10} {'value':>12}   {level:.0%} interval (bootstrap)",

@@ -35,7 +35,8 @@ class Profile(Result):
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Where the likelihood ratio stays below its quantile; an end is infinite, or at the domain's edge, if it never leaves.
 
-        Pseudo-likelihood of an M-estimator (Bates & Watts 1988, section 6.1, for least squares; Ronchetti 1982 for others).
+        Likelihood ratio of least squares (Bates & Watts 1988, section 6.1), pseudo-likelihood of other objectives (Ronchetti
+        1982), corrected for runs of unequal noise by the ratio of the variances (Kent 1982).
         """
         check_level(level)
         limit = student_t((1 + level) / 2, self.degrees)
@@ -97,7 +98,7 @@ class Profile(Result):
         return ax
 
 
-def profile(fit: "Fit", name: str) -> Profile:
+def profile(fit: "Fit", name: str, cluster: Any, robust: bool | None) -> Profile:
     """See Fit.profile."""
     if name not in fit.law.parameters:
         raise ValueError(f"{name!r} is not a parameter of {fit.law.name}; those are {', '.join(fit.law.names)}.")
@@ -107,11 +108,18 @@ def profile(fit: "Fit", name: str) -> Profile:
     s, v = score_moments(fit)
     scale = problem.objective_scale()
     lowest = fit.objective_value / scale
+    plain = float(fit.covariance(robust=False, units="theta")[j, j])
+    if robust is None:
+        robust = problem.objective != "gaussian" or cluster is not None
+    variance = float(fit.covariance(cluster, robust, units="theta")[j, j])
+    # Near the estimate the likelihood ratio is theta's distance over its plain variance, whatever the true one is.
+    correction = plain / variance if np.isfinite(plain) and variance > 0 else 1.0
 
     def signed_root(value: float) -> float:
-        return float(np.sqrt(max(0.0, 2 * s / v * (value - lowest) / problem.weights.mean()))) if v > 0 else np.inf
+        ratio = 2 * s / v * (value - lowest) / problem.weights.mean() if v > 0 else np.inf
+        return float(np.sqrt(max(0.0, correction * ratio)))
 
-    error = float(np.sqrt(fit.covariance(units="theta")[j, j]))
+    error = float(np.sqrt(variance))
     first = 0.25 * error if 0 < error < 1 + abs(fit.theta[j]) else 0.1 * (1 + abs(fit.theta[j]))
     path = [(fit.theta, lowest, 0.0)]
     for sign in (-1.0, 1.0):

@@ -27,8 +27,9 @@ class Parameter:
     role says what it does in the law, and so where automatic starts look: "exponent"; "floor", a constant of the
     loss; "ceiling", a loss above all; "scale:X", a value of the variable X; "break:X", one among the data; "rate:X",
     the reciprocal of one; "term:X:p", A in A / X**p ("term:X:-p": in A * X**p; "term:X:p:Y:q": in A / (X**p Y**q));
-    "amount", a positive number. All roles but exponents are fitted as logarithms where positive; a positive exponent is
-    fitted as it is, with a bound at zero. low, high: box of automatic starts of an exponent, denser near low, or amount.
+    "amount", a positive number. All but exponents and floors are fitted as logarithms where positive; exponents and
+    floors as they are, with a bound at zero. low, high: box of automatic starts of an exponent, denser near low, or
+    of an amount.
     """
 
     positive: bool = True

@@ -19,7 +19,7 @@ Kind = Literal["const", "data", "scalar", "vector"]  # scalar: of parameters alo
 class Node:
     """A value; compared by identity of `key`.
 
-    op: "const", "column", "parameter", "add", "sub", "mul", "exp", "log", "recip", "max" or "less" (1 where a < b, else 0).
+    op: "const", "column", "parameter", "add", "sub", "mul", "exp", "log", "recip", "max" or "less", 1 where a < b, else 0.
     """
 
     key: int
@@ -200,7 +200,7 @@ class Graph:
         return self.log(self.add(one, self.exp(s))), slope
 
     def parse(self, text: str) -> Node:
-        """The node of an expression in Python's notation. Raises ValueError for anything but arithmetic and FUNCTIONS."""
+        """The node of an expression in Python's notation. Raises ValueError for all but arithmetic and FUNCTIONS."""
         return self._build(parse_expression(text).body)
 
     def _build(self, tree: ast.expr) -> Node:

@@ -27,8 +27,9 @@ class Parameter:
     role says what it does in the law, and so where automatic starts look: "exponent"; "floor", a constant of the
     loss; "ceiling", a loss above all; "scale:X", a value of the variable X; "break:X", one among the data; "rate:X",
     the reciprocal of one; "term:X:p", A in A / X**p ("term:X:-p": in A * X**p; "term:X:p:Y:q": in A / (X**p Y**q));
-    "amount", a positive number. All roles but exponents are fitted as logarithms where positive; a positive exponent is
-    fitted as it is, with a bound at zero. low, high: box of automatic starts of an exponent, denser near low, or amount.
+    "amount", a positive number. All but exponents and floors are fitted as logarithms where positive; exponents and
+    floors as they are, with a bound at zero. low, high: box of automatic starts of an exponent, denser near low, or
+    of an amount.
     """
 
     positive: bool = True
@@ -45,9 +46,9 @@ class Law:
     """A scaling law.
 
     expression: Python arithmetic over parameters and variables, with exp, log, sqrt, max(a, b), min(a, b) and
-    saturate(k, alpha), see expression.saturate. positive: parameters that are positive (default: all). variables: names that
-    are columns of the runs; by default those of N, D, C and S that occur and are not named as positive. name, source: for
-    tables and citations. parameters: name -> Parameter, to set start boxes; by default they are inferred from the
+    saturate(k, alpha), see expression.saturate. positive: parameters that are positive (default: all). variables: names
+    that are columns of the runs; by default those of N, D, C and S that occur and are not named as positive. name,
+    source: for tables and citations. parameters: name -> Parameter, to set start boxes; by default they are inferred from the
     expression. response: the column that the law gives.
     Raises ValueError if the expression is not plain arithmetic or has no parameter or no variable.
     """
@@ -170,8 +171,8 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
 def bnsl(k: int, variable: str = "D") -> Law:
     """The broken neural scaling law with k >= 0 smooth breaks (Caballero et al. 2022, arXiv:2210.14891, eq. 1).
 
-    d_i is where in `variable` break i lies, f_i its width on a logarithmic axis, c_i the change of slope, of either sign;
-    f_i -> 0 is a sharp break. Breaks may come out in any order. Raises ValueError for k < 0.
+    d_i is where in `variable` break i lies, f_i its width on a logarithmic axis, c_i the change of slope, of either
+    sign; f_i -> 0 is a sharp break. Breaks may come out in any order. Raises ValueError for k < 0.
     """
     if k < 0:
         raise ValueError(f"k must be at least 0, got {k}; it counts the breaks of the law, and 1 is usual.")
@@ -368,7 +369,7 @@ LAWS: dict[str, Law] = {
 
 
 def get(law: "str | Law") -> Law:
-    """A law by name, or the law itself; "bnsl" and a number is `bnsl`; a text with an operator is taken as an expression.
+    """A law by name, or the law itself; "bnsl" and a number is `bnsl`; a text with an operator is an expression.
 
     Raises ValueError for an unknown name.
     """

@@ -215,6 +215,14 @@ def test_max_and_min_in_a_law_of_ones_own() -> None:
     assert fit.params == pytest.approx(params, rel=1e-8)
 
 
+def test_a_difference_of_data_alone() -> None:
+    """The ratio of two columns, subtracted, sent the simplification round in circles."""
+    law = ps.Law("E + A*exp((1 - N/D)/K)", variables=["N", "D"], parameters={"K": laws.Parameter(role="amount")})
+    N, D = np.geomspace(1e6, 3e6, 12), np.full(12, 1e6)
+    fit = ps.fit({"N": N, "D": D, "loss": 2 + 3 * np.exp((1 - N / D) / 0.7)}, law=law)
+    assert fit.params == pytest.approx({"E": 2.0, "A": 3.0, "K": 0.7}, rel=1e-8)
+
+
 DATA_CONSTRAINED = {k: v for k, v in PUBLISHED["data_constrained"].items() if not k.startswith("R_")}
 
 

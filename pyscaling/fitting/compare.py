@@ -149,7 +149,7 @@ def compare(
     if isinstance(laws, str | Law):
         laws = [laws]
     if laws is None:
-        laws = [law for law in law_table.LAWS.values() if set(law.variables) == {"N", "D"}]
+        laws = [law for law in law_table.LAWS.values() if set(law.variables) == {"N", "D"} and law.response == "loss"]
     chosen = [law_table.get(law) for law in laws]
     if not chosen:
         raise ValueError("laws is empty; name at least one, e.g. laws=['chinchilla', 'kaplan_ND'].")

@@ -422,7 +422,8 @@ class Fit:
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
         first, *rest = self.law.variables
-        x, loss = self.problem.variables[first], self.runs.loss
+        x, loss = self.problem.variables[first], self.runs[self.law.response]
+        label = "loss (nats per token)" if self.law.response == "loss" else self.law.response
         grid = np.geomspace(x.min(), x.max(), 100)
         ax.plot(x, loss, "ok", markersize=3, label="runs")
         levels = np.quantile(self.problem.variables[rest[0]], [0, 0.25, 0.5, 0.75, 1]) if rest else [None]
@@ -438,7 +439,7 @@ class Fit:
                 lw=1,
                 label=f"{rest[0]} = {level:.3g}" if rest else "law",
             )
-        ax.set(xscale="log", yscale="log", xlabel=first, ylabel="loss (nats per token)", title=self.law.name)
+        ax.set(xscale="log", yscale="log", xlabel=first, ylabel=label, title=self.law.name)
         ax.legend(fontsize=8)
         return ax
 
@@ -477,7 +478,12 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
     kept = {name: domain for name, domain in law.parameters.items() if name not in replacement}
     groups = ", ".join(" = ".join(group) for group in tied)
     return Law(
-        ast.unparse(tree), variables=law.variables, name=f"{law.name} ({groups})", source=law.source, parameters=kept
+        ast.unparse(tree),
+        variables=law.variables,
+        name=f"{law.name} ({groups})",
+        source=law.source,
+        parameters=kept,
+        response=law.response,
     )
 
 

@@ -191,6 +191,8 @@ def test_a_law_of_another_column() -> None:
     runs = {"N": SIZES, "information": 0.1 * np.log(SIZES / 1e8)}  # negative for small models
     fit = ps.fit(runs, law="information", residual="raw", objective="gaussian")
     assert fit.params == pytest.approx({"lambda_": 0.1, "N_c": 1e8}, rel=1e-8)
+    assert "information = lambda_*log(N/N_c)" in fit.summary()
+    assert fit.plot().get_ylabel() == "information"
     with pytest.raises(ValueError, match=r"information must be finite and positive; row 1 .* residual=\"raw\""):
         ps.fit(runs, law="information")
     with pytest.raises(ValueError, match="'learning_rate' is missing"):
@@ -268,6 +270,7 @@ def test_repeated_data_has_a_better_minimum_than_the_published(repeated_runs) ->
 def test_repeated_data_do_not_determine_the_worth_of_an_epoch(repeated_runs) -> None:
     """The published R_D* is one of a plateau of two decades."""
     best = ps.fit(repeated_runs, law="data_constrained", fixed=DATA_CONSTRAINED)
+    assert best.evidence.unidentified == ("R_D_star",)
     for epochs in (10.0, 1000.0):
         held = ps.fit(repeated_runs, law="data_constrained", fixed={**DATA_CONSTRAINED, "R_D_star": epochs})
         assert 0 < held.objective_value / best.objective_value - 1 < 0.007

@@ -112,7 +112,7 @@ def _plateaus(problem: Problem, theta: np.ndarray, lowest: float, free: np.ndarr
         for step in (-math.log(10), math.log(10)):
             moved = theta.copy()
             moved[j] += step
-            highest = max(highest, float(problem.holding(j, moved[j]).solve(moved)["value"][0]))
+            highest = max(highest, float(problem.holding(int(j), moved[j]).solve(moved)["value"][0]))
         if highest < limit:
             found.append(problem.law.names[j])
     return found

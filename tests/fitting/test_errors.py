@@ -86,7 +86,7 @@ def test_recovers_the_truth_without_noise() -> None:
     fit = ps.fit(table())
     assert fit.params == pytest.approx({"E": 1.7, "A": 400, "alpha": 0.34, "B": 1500, "beta": 0.36}, rel=1e-6)
     assert fit.evidence.trustworthy, fit.evidence
-    assert str(fit).splitlines()[0] == "chinchilla: fit to be trusted as far as its intervals go"
+    assert str(fit).splitlines()[0] == "chinchilla: to be trusted as far as its intervals go"
 
 
 def test_tied_bounds_and_weights() -> None:

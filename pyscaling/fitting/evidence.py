@@ -108,12 +108,13 @@ def _plateaus(problem: Problem, theta: np.ndarray, lowest: float, free: np.ndarr
     found = []
     limit = lowest * math.exp(3.84 / np.count_nonzero(problem.weights))
     for j in np.flatnonzero(free & [domain.logarithmic for domain in problem.law.parameters.values()]):
-        highest = 0.0
-        for step in (-math.log(10), math.log(10)):
+
+        def stays_low(step: float, j: int = int(j)) -> bool:
             moved = theta.copy()
             moved[j] += step
-            highest = max(highest, float(problem.holding(int(j), moved[j]).solve(moved)["value"][0]))
-        if highest < limit:
+            return float(problem.holding(j, moved[j]).solve(moved)["value"][0]) < limit
+
+        if stays_low(-math.log(10)) and stays_low(math.log(10)):
             found.append(problem.law.names[j])
     return found
 

@@ -24,10 +24,13 @@ template <bool kLog>
 PYSCALING_INLINE double residuals(const double* law, const double* y, const double* w, int n, double delta, double exact,
                                   double* gradient, double* curvature, double* scale) {
     double total = 0.0;
+    if (kLog) {  // apart, for a call of the vector logarithm spills every register
+#pragma omp simd
+        for (int p = 0; p < n; ++p) gradient[p] = log(law[p]);
+    }
 #pragma omp simd reduction(+ : total)
     for (int p = 0; p < n; ++p) {
-        const double value = kLog ? log(law[p]) : law[p];
-        const double r = value - y[p];
+        const double r = (kLog ? gradient[p] : law[p]) - y[p];
         const double size = r < 0 ? -r : r;
         const double divisor = size > kTiny ? size : kTiny;
         const double reciprocal = 1.0 / (kLog ? law[p] * divisor : divisor);  // one division for two quotients

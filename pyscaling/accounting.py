@@ -253,7 +253,8 @@ def shape_near(N: float, *, convention: ParameterConvention = "non_embedding", *
             skew = math.log(d_model / n_layer / _aspect_ratio(N)) / 0.4
             if (cost := miss * miss + skew * skew) < least:
                 best, least = shape, cost
-        d_model += 512 if d_model >= 4096 else _head_dim(d_model)  # heads in fours can be spread over devices
+        # Heads in fours can be spread over devices; beyond any machine of today the grid is coarser, to stay quick.
+        d_model += 512 * max(1, d_model // 2**15) if d_model >= 4096 else _head_dim(d_model)
     return best
 
 

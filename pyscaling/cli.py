@@ -128,7 +128,10 @@ def fit_command(
     """
     with one_clear_message():
         _check_level(level)
+        _check_output("--json", json)
         _check_plot(plot)
+        if bootstrap == 1:
+            raise ValueError("--bootstrap 1 gives no interval; 0 skips it, 1,000 or more make a steady one.")
         known = {name: float(value) for name, value in _pairs("--fixed", fixed, "alpha=0.35")}
         fitted = _fit_table(
             _read(table, column), law, objective, delta, residual, fixed=known, group=group, shared=shared
@@ -167,6 +170,7 @@ def compare_command(
         from pyscaling.fitting import compare
 
         _check_level(level)
+        _check_output("--json", json)
         _check_plot(plot)
         choices: Any = {"objective": objective, "delta": delta, "residual": residual}
         which = float(holdout) if _is_number(holdout) else holdout
@@ -190,6 +194,7 @@ def isoflop_command(
     with one_clear_message():
         from pyscaling.fitting import isoflop
 
+        _check_output("--json", json)
         _check_plot(plot)
         given = budgets.split(",") if budgets else []
         which: Any = [float(b) for b in given] if given and all(map(_is_number, given)) else budgets
@@ -205,7 +210,7 @@ def plan_command(
     delta: DeltaOption = 1e-3,
     residual: ResidualOption = "log",
     column: ColumnOption = None,
-    bootstrap: Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind the intervals.")] = 4000,
+    bootstrap: Annotated[int, typer.Option(min=2, help="Bootstrap resamples behind the intervals.")] = 4000,
     level: LevelOption = 0.9,
     batch_tokens: Annotated[float | None, typer.Option(help="Batch to use, in tokens.")] = None,
     noise_scale: Annotated[float | None, typer.Option(help="Measured gradient noise scale, in tokens.")] = None,
@@ -220,6 +225,7 @@ def plan_command(
         from pyscaling.planning import plan
 
         _check_level(level)
+        _check_output("--json", json)
         _check_plot(plot)
         flops = parse_compute(compute)
         result = plan(
@@ -265,11 +271,12 @@ def study_command(
 
             typer.echo(str(predict_cost(study.spec)))
             return
-        if study.finished:
-            typer.echo(f"Study {study.spec.name} in {study.folder} is done: nothing to train.")
-        else:
+        done = study.finished
+        if not done:
             typer.echo(f"Study {study.spec.name} in {study.folder}: {study.spec.description}")
         study.run(workers=workers, progress=True)
+        if done:
+            typer.echo(f"Study {study.spec.name} in {study.folder} is done: nothing to train.")
         _conclude(study.folder)
 
 
@@ -343,7 +350,18 @@ def _check_level(level: float) -> None:
         raise ValueError(f"--level must lie between 0 and 1, got {level:g}.")
 
 
+def _check_output(option: str, path: Path | None) -> None:
+    """Before the work, not after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option} {str(path)!r} is a folder; give a file in it.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {str(path)!r}: there is no folder {str(path.parent)!r}; make it first.")
+
+
 def _check_plot(path: Path | None) -> None:
+    _check_output("--plot", path)
     if path is not None and path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {str(path)!r} has the unknown ending {path.suffix!r}; known are .png, .pdf and .svg.")
 
@@ -488,13 +506,14 @@ def _plain(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} could not be written: {error.strerror}.") from error
     typer.echo(f"Wrote {path}")
 
 
 def _save(ax: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     ax.figure.savefig(path, dpi=180, bbox_inches="tight")
     typer.echo(f"Wrote {path}")
 

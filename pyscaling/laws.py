@@ -104,7 +104,8 @@ class Law:
                 )
         scope = {**FUNCTIONS, "__builtins__": {}}
         arrays = {k: np.asarray(v, dtype=np.float64) for k, v in (*params.items(), *variables.items())}
-        return eval(self._code, scope, arrays)  # the tree holds arithmetic only, see parse_expression
+        with np.errstate(all="ignore"):  # far from the data a law may overflow: the result says so
+            return eval(self._code, scope, arrays)  # the tree holds arithmetic only, see parse_expression
 
     def __repr__(self) -> str:
         return f"Law({self.name!r}: {self.expression})"

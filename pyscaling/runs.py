@@ -35,7 +35,9 @@ class Runs:
 
     def __init__(self, data: Any, *, source: str = "the table", renamed: Mapping[str, str] | None = None) -> None:
         self.source, self.renamed = source, dict(renamed or {})
-        self._columns = {str(name): _as_array(values) for name, values in _as_mapping(data).items()}
+        self._columns = {
+            str(name): _as_array(values, f"{name} of {source}") for name, values in _as_mapping(data).items()
+        }
         lengths = {name: len(column) for name, column in self._columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of {source} differ in length: {lengths}.")
@@ -51,7 +53,14 @@ class Runs:
         if len(have) != 2:
             return
         if "C" not in columns:
-            columns["C"] = 6 * columns["N"] * columns["D"]
+            with np.errstate(over="ignore"):
+                columns["C"] = 6 * columns["N"] * columns["D"]
+            if not np.all(np.isfinite(columns["C"])):
+                row = int(np.flatnonzero(~np.isfinite(columns["C"]))[0])
+                raise ValueError(
+                    f"row {row + 1} of {self.source} has N={columns['N'][row]:g} and D={columns['D'][row]:g}, whose C = 6ND "
+                    "overflows. Fix their units."
+                )
         elif "D" not in columns:
             columns["D"] = columns["C"] / (6 * columns["N"])
         else:
@@ -63,7 +72,7 @@ class Runs:
         except (TypeError, ValueError):
             row = next(i for i, value in enumerate(self._columns[name]) if not _is_number(value))
             raise ValueError(
-                f"{name} must be a number; row {row + 1} of {self.source} has {name}={self._columns[name][row]!r}. "
+                f"{name} must be a number; row {row + 1} of {self.source} has {name}={str(self._columns[name][row])!r}. "
                 "Drop the row or write it without units."
             ) from None
         bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
@@ -79,7 +88,7 @@ class Runs:
         if name not in self._columns:
             raise ValueError(
                 f"column {name!r} is missing from {self.source}; it holds {', '.join(self._columns) or 'no column'}. "
-                f'Rename one, e.g. read_runs(path, columns={{"{name}": "its name there"}}).'
+                f'Rename one: read_runs(path, columns={{"{name}": "its name there"}}), or --column {name}="its name there".'
             )
         return self._columns[name]
 
@@ -112,6 +121,8 @@ class Runs:
     def select(self, which: Any | Callable[["Runs"], Any]) -> "Runs":
         """The runs where a boolean mask (or a function of these runs that gives one), or an index array, points."""
         chosen = np.asarray(which(self) if callable(which) else which)
+        if not chosen.size and chosen.dtype != bool:
+            chosen = chosen.astype(np.intp)
         if chosen.dtype == bool and len(chosen) != len(self):
             raise ValueError(f"the mask has {len(chosen)} entries, {self.source} has {len(self)} rows.")
         return Runs(
@@ -180,8 +191,14 @@ def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Run
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"table {str(path)!r} is not found; give a .csv, .tsv, .json, .jsonl or .parquet file.")
-    table = _read_table(path)
+        trouble = "is no file" if path.exists() else "is not found"
+        raise ValueError(f"table {str(path)!r} {trouble}; give a .csv, .tsv, .json, .jsonl or .parquet file.")
+    try:
+        table = _read_table(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"table {path.name!r} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from None
     renamed = _match_columns(table, dict(columns or {}), path.name)
     data = {renamed.get(name, name): values for name, values in table.items()}
     return Runs(data, source=path.name, renamed={new: old for old, new in renamed.items() if new != old})
@@ -212,6 +229,10 @@ def _read_table(path: Path) -> dict[str, Any]:
         if not rows:
             raise ValueError(f"table {path.name!r} is empty; its first line must name the columns.")
         names = [name.strip() for name in rows[0]]
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+            raise ValueError(
+                f"table {path.name!r} seems to be separated by other than commas: {names[0]!r}; save it with commas."
+            )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"table {path.name!r} names the column {repeated[0]!r} twice; rename one of them.")
@@ -221,9 +242,10 @@ def _read_table(path: Path) -> dict[str, Any]:
             raise ValueError(f"row {ragged + 1} of {path.name} has {len(body[ragged])} cells, its header {len(names)}.")
         return {name: [row[i] for row in body] for i, name in enumerate(names)}
     if ending == ".json":
-        return _as_mapping(json.loads(path.read_text()))
+        return _as_mapping(_parse_json(path.read_text(encoding="utf-8"), f"table {path.name!r}"))
     if ending == ".jsonl":
-        return _as_mapping([json.loads(line) for line in path.read_text().splitlines() if line.strip()])
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        return _as_mapping([_parse_json(line, f"line {i} of {path.name}") for i, line in lines if line.strip()])
     if ending == ".parquet":
         import pandas as pd
 
@@ -234,6 +256,13 @@ def _read_table(path: Path) -> dict[str, Any]:
     raise ValueError(
         f"table {path.name!r} has the unknown ending {ending!r}; known are .csv, .tsv, .json, .jsonl, .parquet."
     )
+
+
+def _parse_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not valid JSON: {error}.") from None
 
 
 def _as_mapping(data: Any) -> dict[str, Any]:
@@ -251,10 +280,10 @@ def _as_mapping(data: Any) -> dict[str, Any]:
     )
 
 
-def _as_array(values: Any) -> np.ndarray:
+def _as_array(values: Any, place: str) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(f"a column of runs must be one-dimensional, got shape {array.shape}.")
+        raise ValueError(f"column {place} must be one-dimensional, got shape {array.shape}; give one value per run.")
     if array.dtype.kind in "US":
         try:
             return array.astype(np.float64)

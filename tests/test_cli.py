@@ -58,7 +58,7 @@ def test_plan(table: Path, tmp_path: Path) -> None:
     [
         (["fit", "absent.csv"], "'absent.csv' is not found"),
         (["fit", "TABLE", "--law", "nonsense"], "'nonsense' is unknown; known are"),
-        (["fit", "TABLE", "--column", "N"], "must be NAME=HEADER"),
+        (["fit", "TABLE", "--column", "N"], "must be written as in --column N=params"),
         (["fit", "TABLE", "--level", "90"], "--level must lie between 0 and 1, got 90"),
         (["fit", "TABLE", "--plot", "fit.doc"], "unknown ending '.doc'"),
         (["fit", "TABLE"], "'N' is missing"),

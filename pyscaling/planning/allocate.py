@@ -54,9 +54,15 @@ def plan(
     point = {name: np.array([float(value)]) for name, value in fit.params.items()}
     N = float(best_N(fit.law, point, C, 1e-6, C)[0])
     if not SMALLEST_N <= N <= highest:
+        if fit.evidence.trustworthy:
+            cause = f"is too small for any model: the best would have {N:.3g} parameters"
+            remedy = "Give a larger budget" + (" or a shorter context." if highest < N else ".")
+        else:
+            cause = f"has no optimum by this fit: {'; '.join(fit.evidence.concerns)} (its best N would be {N:.3g})"
+            remedy = "Mend the fit first, with more runs or a smaller law."
         raise ValueError(
-            f"compute={C:.3g} FLOPs is too small for any model: the best would have {N:.3g} parameters, the smallest "
-            f"transformer has {SMALLEST_N:.0f} and reads a sequence of {context} tokens. Give a larger budget."
+            f"compute={C:.3g} FLOPs {cause}; models range from N={SMALLEST_N:.0f} to {highest:.3g}, which reads one "
+            f"sequence of context={context} tokens. {remedy}"
         )
     boot = fit.bootstrap(bootstrap, seed=seed) if isinstance(bootstrap, int) else bootstrap
     samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))

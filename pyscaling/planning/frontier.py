@@ -32,8 +32,9 @@ def best_N(law: Law, params: Parameters, compute: float, low: float, high: float
 def chinchilla_optimum(params: Parameters, compute: float) -> Array:
     """N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)) (Hoffmann et al. 2022, eq. 4)."""
     A, B, alpha, beta = (np.asarray(params[name], dtype=np.float64) for name in ("A", "B", "alpha", "beta"))
-    log_G = np.log(alpha * A / (beta * B)) / (alpha + beta)
-    return np.exp(log_G + np.log(compute / FLOPS_PER_PARAMETER_TOKEN) * beta / (alpha + beta))
+    with np.errstate(all="ignore"):  # a degenerate sample has no optimum: NaN or infinity
+        log_G = np.log(alpha * A / (beta * B)) / (alpha + beta)
+        return np.exp(log_G + np.log(compute / FLOPS_PER_PARAMETER_TOKEN) * beta / (alpha + beta))
 
 
 def loss_at(law: Law, params: Parameters, N: Array, compute: float | Array) -> Array:

@@ -158,10 +158,20 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     """
     study = Study.open(folder)
     table = read_table(study.folder, "runs")
+    if table["status"] and set(table["status"]) == {"failed"}:
+        raise ValueError(
+            f"all {len(table['status'])} runs of the study in {study.folder} failed, the first because {table['reason'][0]}. "
+            "Lower training.learning_rate, or change what the reason names, and start the study in another folder."
+        )
     if "finished" not in table["status"]:
         raise ValueError(f"study folder {study.folder} has no finished run yet; run `pyscaling study` first.")
     runs = study.runs
+    pending = sum(status in ("pending", "running") for status in table["status"])
     problems: list[str] = []
+    if pending:
+        problems.append(
+            f"{pending} of {len(table['status'])} runs are not trained yet; run the study again to go on with them"
+        )
 
     def attempt(what: str, action: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -203,7 +213,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
         plan=planned,
         facts=dict(zip(facts["key"], facts["value"], strict=True)),
         failed=tuple(failed),
-        n_pending=sum(status in ("pending", "running") for status in table["status"]),
+        n_pending=pending,
         metrics=read_table(study.folder, "metrics", "ORDER BY trunk_id, step"),
         evaluations=read_table(study.folder, "evaluations", "ORDER BY run_id, tokens"),
         noise_scale=noise_scale,

@@ -90,7 +90,7 @@ def _jobs(spec: StudySpec, size: SizeSpec, vocab_size: int) -> list[tuple[FleetJ
             budgets=group,
             batch_tokens=training.batch_tokens,
             schedule=training.schedule,
-            warmup_steps=training.warmup_steps,
+            warmup_steps=spec.warmup_steps(size),
             decay_fraction=training.decay_fraction,
             weight_decay=training.weight_decay,
             beta1=training.beta1,

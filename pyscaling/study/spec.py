@@ -39,6 +39,7 @@ def parse_tokens(value: Any) -> int:
 
 
 Tokens = Annotated[int, BeforeValidator(parse_tokens)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Table(BaseModel):
@@ -76,21 +77,23 @@ class SizeSpec(_Table):
     n_layer: PositiveInt
     n_head: PositiveInt
     d_ff: PositiveInt | None = None
-    learning_rate: PositiveFloat | None = None  # replaces the rule of [training]
+    learning_rate: Rate | None = None  # replaces the rule of [training]
     rate_factors: tuple[PositiveFloat, ...] = (1.0,)  # a sweep: each is tried with every seed, the best one is fitted
     seeds: PositiveInt = 1
-    budgets: tuple[Tokens, ...] | None = None  # replaces the budgets of [training]
+    budgets: tuple[Tokens, ...] | None = Field(default=None, min_length=1)  # replaces the budgets of [training]
 
 
 class TrainingSpec(_Table):
     """[training] the recipe. learning_rate: peak rate at d_model 64, or "kaplan" for LR(N) of Kaplan et al."""
 
-    budgets: tuple[Tokens, ...]
+    budgets: tuple[Tokens, ...] = Field(min_length=1)
     batch_tokens: Tokens = 1024
     schedule: Literal["wsd", "cosine", "constant", "kaplan"] = "wsd"
-    warmup_steps: int = Field(default=50, ge=0)
+    warmup_steps: int | None = Field(
+        default=None, ge=0
+    )  # by default 50, or a tenth of the smallest budget if that is less
     decay_fraction: float = Field(default=0.2, gt=0, le=0.5)
-    learning_rate: PositiveFloat | Literal["kaplan"] = 0.005
+    learning_rate: Rate | Literal["kaplan"] = 0.005
     learning_rate_exponent: float = 0.0  # rate ~ d_model ** exponent
     embedding_rate: PositiveFloat = 1.0
     weight_decay: float = Field(default=0.1, ge=0)
@@ -133,14 +136,36 @@ class StudySpec(_Table):
             )
         if self.law != "auto" and not {"N", "D"} <= set(laws.get(self.law).variables):
             raise ValueError(f"law={self.law!r} is no law of N and D; take chinchilla, kaplan_ND or auto")
-        names = [(size.d_model, size.n_layer, size.n_head, size.d_ff) for size in self.sizes]
+        names = [(size.d_model, size.n_layer) for size in self.sizes]
         if len(set(names)) < len(names):
             raise ValueError(
-                "sizes: two entries have the same shape; give one of them more seeds or rate_factors instead"
+                "sizes: two entries have the same d_model and n_layer, which name a run; give one of them more seeds "
+                "or rate_factors instead"
             )
         for size in self.sizes:
             self.shape(size, vocab_size=self.corpus.vocab_size)
+            self._check_budgets(size)
         return self
+
+    def warmup_steps(self, size: SizeSpec) -> int:
+        training = self.training
+        if training.warmup_steps is not None:
+            return training.warmup_steps
+        return min(50, min(size.budgets or training.budgets) // training.batch_tokens // 10)
+
+    def _check_budgets(self, size: SizeSpec) -> None:
+        training, smallest = self.training, min(size.budgets or self.training.budgets)
+        steps = smallest // training.batch_tokens
+        if steps < 2:
+            raise ValueError(
+                f"budgets: {smallest} tokens are less than two steps of training.batch_tokens={training.batch_tokens}; "
+                "give a larger budget or a smaller batch"
+            )
+        if training.warmup_steps is not None and training.warmup_steps >= steps:
+            raise ValueError(
+                f"training.warmup_steps={training.warmup_steps} leaves nothing of the {steps} steps of the smallest budget, "
+                f"{smallest} tokens; give fewer"
+            )
 
     @classmethod
     def from_toml(cls, text: str, origin: str = "the study's TOML") -> "StudySpec":
@@ -181,8 +206,11 @@ def preset_text(name: str) -> str:
     return (resources.files("pyscaling.study") / "presets" / f"{name}.toml").read_text()
 
 
+_UNION_BRANCH = re.compile(r"constrained-|literal\[|float$|function-")  # pydantic's own names of what it tried
+
+
 def _explain(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or "the spec"
+    place = ".".join(str(part) for part in item["loc"] if not _UNION_BRANCH.match(str(part))) or "the spec"
     if item["type"] == "extra_forbidden":
         return f"unknown key {place} (value {item['input']!r}); check its spelling and its table"
     if item["type"] == "missing":

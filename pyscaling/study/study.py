@@ -24,7 +24,14 @@ class Study:
     @classmethod
     def from_toml(cls, path: str | Path, folder: str | Path | None = None) -> "Study":
         """Reads a spec from a TOML file. Raises ValueError that names every wrong key and value."""
-        text = Path(path).read_text()
+        if not Path(path).is_file():
+            raise ValueError(
+                f"the study's spec {str(path)!r} is not found; give a TOML file, such as those in study/presets."
+            )
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"the study's spec {str(path)!r} is not text in UTF-8.") from None
         return cls(StudySpec.from_toml(text, str(path)), folder, text=text)
 
     @classmethod
@@ -47,8 +54,10 @@ class Study:
         from pyscaling.study.fleets import plan_fleets
         from pyscaling.study.progress import StudyProgress
 
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StudyError(f"the study's folder {str(self.folder)!r} is a file; choose another with --out.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with Store(self.folder, self._text, spec_key(self.spec.model_dump_json())) as store:
+        with Store(self.folder, self._text, spec_key(self.spec.model_dump_json(exclude={"description"}))) as store:
             items, rows, facts = plan_fleets(self.spec, self.folder)
             store.add_runs(rows)
             store.set_facts({"version": __version__, **facts})

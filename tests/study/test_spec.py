@@ -38,6 +38,11 @@ n_head = 2
         ('name = "good"', 'name = "good"\nlaw = "kaplan_N"', "is no law of N and D"),
         ("[training]", "[corpus]\nvalidation_fraction = 2.0\n[training]", "corpus.validation_fraction=2.0"),
         ("[training]", "[training", "is not valid TOML"),
+        ('["10k", "20k"]', "[]", "training.budgets="),
+        ("[training]", "[training]\nwarmup_steps = 39", "training.warmup_steps=39 leaves nothing of the 39 steps"),
+        ("[training]", "[training]\nlearning_rate = inf", "training.learning_rate=inf"),
+        ("[training]", "[training]\nlearning_rate = -1", "training.learning_rate=-1"),
+        ("[[sizes]]", "[[sizes]]\nd_model = 16\nn_layer = 1\nn_head = 1\n[[sizes]]", "same d_model and n_layer"),
     ],
 )
 def test_mistakes(old: str, new: str, message: str) -> None:
@@ -57,10 +62,9 @@ def test_units() -> None:
     ]  # fmt: skip
 
 
-def test_budget_too_small(tmp_path: Path) -> None:
-    spec = StudySpec.from_toml(GOOD.replace('"10k"', "256"))
-    with pytest.raises(ValueError, match="budget of 256 tokens is less than two steps of batch_tokens=256"):
-        Study(spec, tmp_path).run(progress=False)
+def test_budget_too_small() -> None:
+    with pytest.raises(ValueError, match=r"budgets: 256 tokens are less than two steps of training.batch_tokens=256"):
+        StudySpec.from_toml(GOOD.replace('"10k"', "256"))
 
 
 def test_corpus_too_short(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pyscaling.laws import Law
 from pyscaling.runs import Runs
 
 _AUTO_STARTS = 64
+_STEEPEST = 1e150  # a residual or a derivative that can still be squared
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def fit(
         raise ValueError(
             f'starts={starts!r} is unknown; give "auto", a number, or an array [count, {len(chosen.names)}].'
         )
-    if isinstance(starts, str | int):
-        count = _AUTO_STARTS if isinstance(starts, str) else starts
+    if isinstance(starts, str | int | np.integer):
+        count = _AUTO_STARTS if isinstance(starts, str) else int(starts)
         if count < 1:
             raise ValueError(f"starts must be at least 1, got {count}.")
         theta = automatic_starts(problem, count)
@@ -93,10 +94,21 @@ def fit(
     # Of the starts that share the minimum, the one that solved it most exactly.
     tied_best = np.flatnonzero(value <= value[best] * (1 + 1e-12))
     best = int(tied_best[np.argmin(solved["gradient"][tied_best])])
-    evidence = gather(problem, theta, solved, best)
+    losses, derivatives = problem.value_and_jacobian(solved["theta"][best])
+    if not (np.abs(losses - problem.y).max() < _STEEPEST and np.abs(derivatives).max() < _STEEPEST):
+        raise ValueError(
+            f"{chosen.name} or its derivatives overflow at the best point found, "
+            f"{_listed(problem, solved['theta'][best])}; check the units of N, D and loss, or give `bounds`."
+        )
+    with np.errstate(all="ignore"):
+        evidence = gather(problem, theta, solved, best)
     result = Fit(table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value))
     if not evidence.trustworthy:
         warnings.warn(f"fit of {chosen.name}: {'; '.join(evidence.concerns)}.", stacklevel=2)
+    if not np.isfinite(result.r2):
+        warnings.warn(
+            f"R^2 of {chosen.name} is not defined: the losses do not vary, or the fit misses them by far.", stacklevel=2
+        )
     return result
 
 
@@ -129,15 +141,18 @@ class Fit:
 
     @property
     def r2(self) -> float:
-        """1 - SS_residual / SS_total over the (weighted) runs, in the units of the residual."""
+        """1 - SS_residual / SS_total over the (weighted) runs, in the units of the residual; nan if losses do not vary."""
         w, y = self.problem.weights, self.problem.y
-        total = np.sum(w * (y - np.average(y, weights=w)) ** 2)
-        return float(1 - np.sum(w * self.residuals**2) / total) if total > 0 else float("nan")
+        with np.errstate(over="ignore"):
+            total = np.sum(w * (y - np.average(y, weights=w)) ** 2)
+            if total <= np.sum(w * (1e-12 * y) ** 2):  # rounding
+                return float("nan")
+            return float(1 - np.sum(w * self.residuals**2) / total)
 
     @property
     def adjusted_r2(self) -> float:
         """R^2 corrected for the number of parameters: 1 - (1 - R^2)(n - 1) / (n - p), p counting every free parameter."""
-        n = len(self.runs)
+        n = self.problem.n_runs
         return 1 - (1 - self.r2) * (n - 1) / (n - self.problem.n_free)
 
     @property
@@ -145,15 +160,19 @@ class Fit:
         """Standard deviation of a run about the law, with n - p degrees of freedom."""
         w = self.problem.weights
         share = np.sum(w * self.residuals**2) / np.sum(w)
-        return float(np.sqrt(share * len(self.runs) / (len(self.runs) - self.problem.n_free)))
+        return float(np.sqrt(share * self.problem.n_runs / (self.problem.n_runs - self.problem.n_free)))
 
     def restarts(self, count: int) -> np.ndarray:
         """`count` starts for refits as theta [count, P]: the minimum, the next best ones that the fit met, then points three
         standard errors from the minimum along the axes of the errors' ellipsoid, the longest first."""
         _value, jacobian = self.problem.value_and_jacobian(self.theta)
         free = self.problem.lower < self.problem.upper
+        if not free.any():
+            return self._minima[:1]
         _, size, axes = np.linalg.svd(jacobian[:, free] * np.sqrt(self.problem.weights)[:, None], full_matrices=False)
-        reach = 3 * self.noise / np.maximum(size, 1e-3 * size[0])
+        noise = self.noise
+        # Never farther than 1,000, where the data say nothing of a direction.
+        reach = 3 * noise / np.maximum(size, max(1e-3 * size[0], 3e-3 * noise, 1e-300))
         displaced = np.repeat(self.theta[None], 2 * len(size), axis=0)
         displaced[:, free] += np.concatenate(
             [[+r * axis, -r * axis] for r, axis in zip(reach, axes, strict=True)][::-1]
@@ -208,15 +227,21 @@ class Fit:
                 array = np.asarray(variables[name], dtype=np.float64)
                 if not np.all(np.isfinite(array) & (array > 0)):
                     raise ValueError(f"{name} must be finite and positive to predict at, got {variables[name]!r}.")
-        value = np.asarray(self.evaluate(**variables))
+        if n < 2:
+            raise ValueError(f"n must be at least 2 refits, got {n}; 1,000 or more make a steady interval.")
         samples, noise = self._residual_bootstrap(cluster, n, seed)
-        at_samples = np.asarray(self.evaluate(samples, **{k: np.asarray(v, dtype=float) for k, v in variables.items()}))
         log = self.problem.residual == "log"
-        error = np.log(value) - np.log(at_samples) if log else value - at_samples
-        if kind == "run":
-            error = error + noise.reshape(-1, *[1] * value.ndim)
-        low, high = np.nanquantile(error, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
+        with np.errstate(all="ignore"):
+            value = np.asarray(self.evaluate(**variables))
+            at_samples = self.evaluate(samples, **{k: np.asarray(v, dtype=float) for k, v in variables.items()})
+            error = np.log(value) - np.log(at_samples) if log else value - at_samples
+            if kind == "run":
+                error = error + noise.reshape(-1, *[1] * value.ndim)
+            error = np.where(np.isnan(error).all(axis=0), np.inf, error)
+            low, high = np.nanquantile(error, [(1 - level) / 2, (1 + level) / 2], axis=0)
+            low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
+        if not np.all(np.isfinite([value, low, high])):
+            warnings.warn(f"{self.law.name} or its interval is not finite where it is to predict.", stacklevel=2)
         if value.ndim == 0:
             return Prediction(float(value), float(low), float(high), level)
         return Prediction(value, low, high, level)
@@ -225,16 +250,22 @@ class Fit:
         """Parameters [R, P] refitted to resampled residuals, and a fresh run's noise [R]."""
         generator = np.random.default_rng(seed)
         count = len(self.runs)
-        inflated = self.residuals * np.sqrt(count / (count - self.problem.n_free))
+        kept = self.problem.n_runs
+        inflated = self.residuals * np.sqrt(kept / (kept - self.problem.n_free))
+        pool = inflated[self.problem.weights > 0]  # a run that was given no weight is no example of the noise
         fitted = self.problem.y - self.residuals
         if cluster is None:
-            drawn = inflated[generator.integers(count, size=(n, count))]
+            drawn = pool[generator.integers(kept, size=(n, count))]
         else:
             labels = self.runs[cluster] if isinstance(cluster, str) else np.asarray(cluster)
+            if labels.shape != (count,):
+                raise ValueError(
+                    f"cluster must name a column or hold one label per run ({count}), got shape {labels.shape}."
+                )
             _, number = np.unique(labels, return_inverse=True)
             drawn = inflated * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
         solved = self.problem.solve(self.theta, n_resample=n, responses=fitted + drawn)
-        return self.problem.to_params(solved["theta"]), generator.choice(inflated, size=n) * generator.choice(
+        return self.problem.to_params(solved["theta"]), generator.choice(pool, size=n) * generator.choice(
             [-1.0, 1.0], size=n
         )
 
@@ -347,23 +378,30 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
     """The law with each group of tied parameters replaced by its first one."""
     if not tied:
         return law
-    replacement: dict[str, str] = {}
+    shared = {name: name for name in law.parameters}
     for group in tied:
+        if isinstance(group, str) or len(group) < 2:
+            raise ValueError(f'tied must be groups of parameters, e.g. [("alpha", "beta")], got {group!r} as one.')
         for name in group:
             if name not in law.parameters:
                 raise ValueError(
                     f"tied names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}."
                 )
-        replacement |= dict.fromkeys(group[1:], group[0])
+        merged = {shared[name] for name in group}
+        shared |= {name: shared[group[0]] for name, first in shared.items() if first in merged}
     tree = parse_expression(law.expression)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
-            node.id = replacement.get(node.id, node.id)
-    kept = {name: domain for name, domain in law.parameters.items() if name not in replacement}
+            node.id = shared.get(node.id, node.id)
+    kept = {name: domain for name, domain in law.parameters.items() if shared[name] == name}
     groups = ", ".join(" = ".join(group) for group in tied)
     return Law(
         ast.unparse(tree), variables=law.variables, name=f"{law.name} ({groups})", source=law.source, parameters=kept
     )
+
+
+def _listed(problem: Problem, theta: np.ndarray) -> str:
+    return ", ".join(f"{k}={v:.4g}" for k, v in zip(problem.law.names, problem.to_params(theta), strict=True))
 
 
 def _finite(value: Any) -> Any:
@@ -371,4 +409,6 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return value if not isinstance(value, float) or np.isfinite(value) else None

@@ -25,7 +25,7 @@ run() { # name of the run-time library, flags of the compiler
         ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
         TSAN_OPTIONS="halt_on_error=1 exitcode=66 suppressions=$copy/suppressions" \
         OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYSCALING_FUZZ="$examples" PYSCALING_FUZZ_LIMIT=120 \
-        setarch -R "$python" -m pytest tests/fitting/test_fuzz.py -p no:cacheprovider -k "not interrupt and not more_threads")
+        setarch -R "$python" -m pytest tests/fitting/test_fuzz.py -p no:cacheprovider --capture=sys -k "not interrupt and not more_threads")
 }
 
 : >"$copy/suppressions"

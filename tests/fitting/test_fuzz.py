@@ -446,12 +446,57 @@ def test_malformed_calls() -> None:
         _core.fit_batch(tape, **FIT, n_resample=2**31)
 
 
-def test_more_threads_than_there_can_be() -> None:
-    few, many = (
-        _core.fit_batch(_core.Tape(**TAPE), **FIT, n_resample=5000, cluster=np.arange(3), threads=k)
-        for k in (1, 2**31 - 1)
-    )
-    assert np.array_equal(few["theta"], many["theta"])
+MANY_THREADS = """
+import resource, warnings
+import numpy as np
+import pyscaling as ps
+x = np.geomspace(1, 9, 9)
+fit = ps.fit({"N": x, "loss": 2 + 1 / x + 0.01 * np.sin(9 * x)}, ps.Law("E + A/N"), threads=2**31 - 1, starts=1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))  # room for a few dozen stacks
+print(fit.bootstrap(5000).samples.sum())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from Linux's account of memory")
+def test_more_threads_than_the_system_grants() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", MANY_THREADS]
+    package = str(Path(ps.__file__).parents[1])
+    child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": package})
+    assert child.returncode == 0, child.stderr
+    assert math.isfinite(float(child.stdout))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fixed": {"E": math.inf}}, "fixed value of E must be finite, got inf"),
+        ({"bounds": {"E": (math.inf, math.inf)}}, r"bounds of E must be .* got \(inf, inf\)"),
+        ({"tied": ["alpha"]}, r"tied must be groups of parameters, .*got 'alpha'"),
+        ({"tied": [()]}, "tied must be groups of parameters"),
+        ({"delta": 10**400}, "delta must be finite and positive"),
+        ({"starts": [[1.0], [1.0, 2.0]]}, "starts must be numbers"),
+        ({"weights": ["heavy"] * 40}, "weights must be numbers"),
+        ({"weights": np.full(40, 1e300)}, "at most 1e100"),
+    ],
+)
+def test_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ps.fit(table_of_runs(0), **options)
+
+
+def test_arguments_of_refits() -> None:
+    fit = ps.fit(table_of_runs(0), starts=np.int64(16))
+    assert fit.evidence.n_starts == 16
+    with pytest.raises(ValueError, match="seed must lie between 0 and .*, got -1"):
+        fit.bootstrap(10, seed=-1)
+    with pytest.raises(ValueError, match="n must be at least 2 refits, got 0"):
+        fit.predict(N=1e9, D=1e10, n=0)
+    with pytest.raises(ValueError, match=r"one label per run \(40\), got shape \(3,\)"):
+        fit.predict(N=1e9, D=1e10, cluster=[1, 2, 3])
+    fixed = ps.fit(table_of_runs(0), fixed=fit.params)
+    assert len(fixed.bootstrap(10)) == 10
+    assert json.loads(fixed.to_json())["params"] == fixed.params
 
 
 @pytest.mark.parametrize(

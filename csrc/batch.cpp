@@ -1,6 +1,9 @@
 #include "batch.hpp"
 
 #include <algorithm>
+#include <exception>
+#include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace pyscaling {
@@ -41,13 +44,31 @@ void copy_row(const Results& results, int from, int to, int P) {
     results.status[to] = results.status[from];
 }
 
-// Calls work(thread) on `threads` threads.
+constexpr int kMostThreads = 1024;
+
+// Calls a copy of work() on each of `threads` threads, or of as many as the system grants; throws what one of them threw.
 template <class Work>
-void in_parallel(int threads, Work work) {
+void in_parallel(int threads, const Work& work) {
+    std::mutex mutex;
+    std::exception_ptr failure;
+    const auto guarded = [&] {
+        try {
+            Work own = work;
+            own();
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex);
+            failure = std::current_exception();
+        }
+    };
     std::vector<std::thread> others;
-    for (int t = 1; t < threads; ++t) others.emplace_back(work);
-    work();
+    others.reserve(threads);
+    try {
+        while (static_cast<int>(others.size()) < threads - 1) others.emplace_back(guarded);
+    } catch (const std::system_error&) {
+    }
+    guarded();
     for (std::thread& thread : others) thread.join();
+    if (failure) std::rethrow_exception(failure);
 }
 
 // One fit per start; starts whose approaches meet share a polish.
@@ -64,7 +85,7 @@ void fit_starts(const Batch& batch, const Problem& problem, const Results& resul
         }
     });
     std::vector<int> distinct, representative(batch.n_start);
-    for (int row = 0; row < batch.n_start; ++row) {
+    for (int row = 0; row < batch.n_start && !*batch.stop; ++row) {
         const auto met = std::find_if(distinct.begin(), distinct.end(), [&](int d) { return same_end(ends[d], ends[row]); });
         representative[row] = met == distinct.end() ? row : *met;
         if (met == distinct.end()) distinct.push_back(row);
@@ -80,7 +101,7 @@ void fit_starts(const Batch& batch, const Problem& problem, const Results& resul
             polishing[distinct[k]] = solution.iterations;
         }
     });
-    for (int row = 0; row < batch.n_start; ++row) {
+    for (int row = 0; row < batch.n_start && !*batch.stop; ++row) {
         copy_row(results, representative[row], row, P);
         results.iterations[row] = polishing[representative[row]] + ends[row].iterations;
     }
@@ -127,8 +148,9 @@ void draw_counts(std::uint64_t seed, int resample, std::vector<double>& counts) 
 
 void run_batch(const Batch& batch, const Results& results) {
     const Problem problem{batch.tape, &batch.points, batch.y, batch.weights, batch.lower, batch.upper, batch.delta, batch.spread, batch.stop};
-    if (batch.n_resample > 0) fit_resamples(batch, problem, results, std::min(batch.threads, batch.n_resample));
-    else fit_starts(batch, problem, results, std::min(batch.threads, batch.n_start));
+    const int threads = std::min(batch.threads, kMostThreads);
+    if (batch.n_resample > 0) fit_resamples(batch, problem, results, std::min(threads, batch.n_resample));
+    else fit_starts(batch, problem, results, std::min(threads, batch.n_start));
 }
 
 }  // namespace pyscaling

@@ -8,6 +8,8 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <exception>
+#include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -21,9 +23,15 @@ namespace {
 
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 using Ints = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-using Codes = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
 
-std::vector<Instruction> instructions(const Codes& code, int n_slot, int n_pair) {
+constexpr int kMost = 1 << 20;  // of anything that a tape counts, so that sums and products of counts stay in range
+constexpr int kMostParameters = 1 << 10;
+
+void require(bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+std::vector<Instruction> instructions(const Ints& code, int n_slot, int n_pair) {
     if (code.ndim() != 2 || code.shape(1) != 5) throw std::invalid_argument("code must have shape [n, 5]");
     std::vector<Instruction> out;
     for (py::ssize_t i = 0; i < code.shape(0); ++i) {
@@ -32,7 +40,8 @@ std::vector<Instruction> instructions(const Codes& code, int n_slot, int n_pair)
         const bool emits = row[0] == static_cast<int>(Op::emit);
         for (int k = 1; k < 5; ++k)
             if (row[k] < 0 || row[k] >= (k == 1 && emits ? n_pair : n_slot)) throw std::invalid_argument("slot out of range");
-        out.push_back({static_cast<Op>(row[0]), row[1], row[2], row[3], row[4]});
+        const auto slot = [&](int k) { return static_cast<std::int32_t>(row[k]); };
+        out.push_back({static_cast<Op>(row[0]), slot(1), slot(2), slot(3), slot(4)});
     }
     return out;
 }
@@ -47,9 +56,14 @@ bool well_formed(const Tape& tape, const Instruction& i, bool second_order) {
     return !a;
 }
 
-Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n_register, const Codes& scalar_code,
-               const Codes& vector_code, std::array<int, 3> level_end, int value, std::vector<std::int32_t> gradient,
+Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n_register, const Ints& scalar_code,
+               const Ints& vector_code, std::array<int, 3> level_end, int value, std::vector<std::int32_t> gradient,
                bool log_link) {
+    require(n_parameter > 0 && n_parameter <= kMostParameters, "n_parameter must lie in [1, 1024]");
+    require(scalars.size() >= static_cast<std::size_t>(n_parameter) && scalars.size() <= kMost,
+            "scalars must begin with one entry per parameter and be at most 2^20");
+    require(n_column >= 0 && n_column <= kMost && n_register >= 0 && n_register <= kMost,
+            "n_column and n_register must lie in [0, 2^20]");
     Tape tape;
     tape.n_parameter = n_parameter;
     tape.n_scalar = static_cast<int>(scalars.size());
@@ -78,27 +92,29 @@ Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n
 
 Points make_points(const Tape& tape, const Doubles& columns) {
     if (columns.ndim() != 2 || columns.shape(0) != tape.n_column) throw std::invalid_argument("columns must be [n_column, n]");
+    require(columns.shape(1) > 0 && columns.shape(1) <= 1 << 30, "columns must hold 1 to 2^30 points");
     Points points;
     points.n = static_cast<int>(columns.shape(1));
     for (int k = 0; k < tape.n_column; ++k) points.columns.push_back(columns.data(k, 0));
     return points;
 }
 
-void require(bool condition, const char* message) {
-    if (!condition) throw std::invalid_argument(message);
-}
-
-// Runs `work` on a thread of its own with the GIL released, and lets Ctrl-C stop it within 50 ms.
+// Runs `work` on a thread of its own with the GIL released, and lets Ctrl-C stop it within 50 ms. Throws what it throws.
 template <class Work>
 void interruptible(std::atomic<bool>& stop, Work work) {
     std::mutex mutex;
     std::condition_variable ready;
     bool finished = false;
     bool interrupted = false;
+    std::exception_ptr failure;
     {
         py::gil_scoped_release release;
         std::thread runner([&] {
-            work();
+            try {
+                work();
+            } catch (...) {
+                failure = std::current_exception();
+            }
             std::lock_guard<std::mutex> lock(mutex);
             finished = true;
             ready.notify_one();
@@ -121,6 +137,7 @@ void interruptible(std::atomic<bool>& stop, Work work) {
         runner.join();
     }
     if (interrupted) throw py::error_already_set();
+    if (failure) std::rethrow_exception(failure);
 }
 
 py::dict fit_batch(const Tape& tape, const Doubles& columns, const Doubles& y, const Doubles& weights, const Doubles& starts,
@@ -130,13 +147,20 @@ py::dict fit_batch(const Tape& tape, const Doubles& columns, const Doubles& y, c
     batch.tape = &tape;
     batch.points = make_points(tape, columns);
     const py::ssize_t n = batch.points.n, P = tape.n_parameter;
+    require(n_resample >= 0, "n_resample must not be negative");
     batch.own_response = y.ndim() == 2;
+    require(!batch.own_response || n_resample > 0, "y [n_resample, n] needs n_resample > 0");
     require(batch.own_response ? y.shape(0) == n_resample && y.shape(1) == n : y.ndim() == 1 && y.shape(0) == n,
             "y must be [n] or [n_resample, n]");
     require(weights.ndim() == 1 && weights.shape(0) == n, "weights must be [n]");
-    require(starts.ndim() == 2 && starts.shape(1) == P && starts.shape(0) > 0, "starts must be [n_start, n_parameter]");
+    require(starts.ndim() == 2 && starts.shape(1) == P && starts.shape(0) > 0 && starts.shape(0) <= std::numeric_limits<int>::max(),
+            "starts must be [n_start, n_parameter]");
     require(lower.size() == P && upper.size() == P, "bounds must be [n_parameter]");
-    require(delta > 0 && spread > 0, "delta and spread must be positive");
+    for (py::ssize_t j = 0; j < P; ++j)
+        require(lower.data()[j] <= upper.data()[j] && lower.data()[j] < INFINITY && upper.data()[j] > -INFINITY,
+                "bounds must be numbers, the lower one not above the upper");
+    // Stages of delta begin at the spread and shrink: from infinity they would never end.
+    require(delta > 0 && spread > 0 && std::isfinite(spread), "delta must be positive, spread finite and positive");
     batch.y = y.data();
     batch.weights = weights.data();
     Ints clusters;
@@ -193,6 +217,7 @@ py::tuple evaluate_once(const Tape& tape, const Doubles& columns, const Doubles&
     const Points points = make_points(tape, columns);
     require(y.size() == points.n && weights.size() == points.n && theta.size() == tape.n_parameter, "sizes do not match");
     require(level >= 0 && level <= 2, "level must be 0, 1 or 2");
+    require(delta > 0 && repeat > 0, "delta and repeat must be positive");
     Workspace ws(tape);
     Evaluation out(tape.n_parameter);
     for (int i = 0; i < repeat; ++i) evaluate(tape, points, y.data(), weights.data(), theta.data(), delta, level, ws, out);

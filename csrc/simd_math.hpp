@@ -9,7 +9,11 @@ extern "C" {
 __attribute__((simd("notinbranch"))) double exp(double) noexcept;
 __attribute__((simd("notinbranch"))) double log(double) noexcept;
 }
+#ifdef PYSCALING_NO_CLONES  // sanitizers: the choice among clones runs before their runtime is there
+#define PYSCALING_CLONES
+#else
 #define PYSCALING_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
 #else
 #define PYSCALING_CLONES
 #endif

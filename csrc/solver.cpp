@@ -138,6 +138,7 @@ struct Descent {
 
     // Minimises at one delta until the predicted decrease falls below `tolerance` times the value.
     Status descend(double delta, int level, double tolerance, int limit) {
+        if (problem.stop && *problem.stop) return Status::iterations;  // before a table of millions is read once more
         measure(theta, delta, level, at);
         if (!std::isfinite(at.value)) return Status::not_finite;
         for (int i = 0; i < limit; ++i) {

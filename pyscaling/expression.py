@@ -62,6 +62,8 @@ class Graph:
         return self._make(op, args, "", kind, positive)
 
     def const(self, value: float) -> Node:
+        if not math.isfinite(value):
+            raise ValueError("the law holds a number beyond the range of a double; rescale its constants.")
         return self._make("const", (), float(value), "const", value > 0)
 
     def column(self, name: str) -> Node:
@@ -125,7 +127,7 @@ class Graph:
         if a.op == "const":
             if _number(a) == 0:
                 raise ValueError("the law divides by zero.")
-            return self.const(1 / _number(a))
+            return self.const(1 / _number(a) if abs(_number(a)) > _SMALLEST else math.inf)
         if a.op == "exp":
             return self.exp(self.mul(self.const(-1), a.args[0]))
         if a.op == "recip":
@@ -133,12 +135,14 @@ class Graph:
         return self._combine("recip", (a,), a.positive)
 
     def div(self, a: Node, b: Node) -> Node:
-        return self.const(1) if a == b else self.mul(a, self.recip(b))
+        return self.const(1) if a == b and not _is(a, 0) else self.mul(a, self.recip(b))
 
     def exp(self, a: Node) -> Node:
         if a.op == "const":
-            return self.const(math.exp(_number(a)))
-        return a.args[0] if a.op == "log" else self._combine("exp", (a,), True)
+            return self.const(math.exp(_number(a)) if _number(a) < _LARGEST_LOG else math.inf)
+        if a.op == "log" and a.args[0].positive:
+            return a.args[0]
+        return self._combine("exp", (a,), True)
 
     def log(self, a: Node) -> Node:
         if a.op == "const":
@@ -158,7 +162,8 @@ class Graph:
             exponent = _number(b)
             if exponent == 0:
                 return self.const(1)
-            if exponent == int(exponent) and abs(exponent) <= 4:
+            # A logarithm would be cheaper from 5 on, but knows no negative numbers.
+            if exponent == int(exponent) and abs(exponent) <= (4 if a.positive else 64):
                 power = a
                 for _ in range(abs(int(exponent)) - 1):
                     power = self.mul(power, a)
@@ -205,7 +210,7 @@ class Graph:
 
     def _build(self, tree: ast.expr) -> Node:
         if isinstance(tree, ast.Constant):
-            return self.const(float(tree.value))  # type: ignore[arg-type]
+            return self.const(_finite_or_inf(tree.value))  # type: ignore[arg-type]
         if isinstance(tree, ast.Name):
             return self.column(tree.id) if tree.id in self.variables else self._names[tree.id]
         if isinstance(tree, ast.UnaryOp):
@@ -284,6 +289,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "saturate": saturate,
 }
 _TWO_ARGUMENTS = ("max", "min", "saturate")
+_SMALLEST, _LARGEST_LOG = 1e-308, 709.0  # what a reciprocal and an exponential take without overflow
+_DEEPEST = 100
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub)
 _ALLOWED = (ast.Expression, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, *_OPERATORS)
 
@@ -294,6 +301,10 @@ def parse_expression(text: str) -> ast.Expression:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"law {text!r} is not an expression: {getattr(error, 'msg', error)}.") from None
+    if _depth(tree) > _DEEPEST:
+        raise ValueError(
+            f"law {text[:40]!r}... is nested more than {_DEEPEST} deep; a long sum nests with each term: split it by parentheses."
+        )
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             if (
@@ -321,6 +332,20 @@ def names_of(text: str) -> list[str]:
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called]
     return list(dict.fromkeys(node.id for node in sorted(found, key=lambda n: (n.lineno, n.col_offset))))
+
+
+def _depth(tree: ast.AST) -> int:
+    depth, level = 0, [tree]
+    while level:
+        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
+
+
+def _finite_or_inf(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
 
 
 def _number(node: Node) -> float:

@@ -118,18 +118,19 @@ def _responses(
     fit: "Fit", n: int, number: np.ndarray, generator: np.random.Generator, resample: Resample
 ) -> np.ndarray:
     """Fitted values plus residuals drawn anew, [n, runs]: any run's, or a run's own with one random sign a cluster."""
-    residuals = inflated_residuals(fit)
     if resample == "residuals":
-        drawn = residuals[generator.integers(len(residuals), size=(n, len(residuals)))]
+        drawn = generator.choice(inflated_residuals(fit), size=(n, len(fit.runs)))
     else:
-        drawn = residuals * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
+        count = fit.problem.n_runs
+        drawn = fit.residuals * np.sqrt(count / (count - fit.problem.n_free))
+        drawn = drawn * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
     return fit.problem.y - fit.residuals + drawn
 
 
 def inflated_residuals(fit: "Fit") -> np.ndarray:
-    """Residuals [n] of the size of the noise: a fit with p parameters leaves them sqrt((n - p) / n) of it."""
-    count = len(fit.runs)
-    return fit.residuals * np.sqrt(count / (count - fit.problem.n_free))
+    """Residuals of the runs that count, of the size of the noise: p parameters leave sqrt((n - p) / n) of it."""
+    count = fit.problem.n_runs
+    return fit.residuals[fit.problem.weights > 0] * np.sqrt(count / (count - fit.problem.n_free))
 
 
 def interval_of(

@@ -112,7 +112,8 @@ def _plateaus(problem: Problem, theta: np.ndarray, lowest: float, free: np.ndarr
         def stays_low(step: float, j: int = int(j)) -> bool:
             moved = theta.copy()
             moved[j] += step
-            return float(problem.holding(j, moved[j]).solve(moved)["value"][0]) < limit
+            held = problem.holding(j, moved[j]).solve(moved)
+            return int(held["status"][0]) == 0 and float(held["value"][0]) < limit
 
         if stays_low(-math.log(10)) and stays_low(math.log(10)):
             found.append(problem.law.names[j])

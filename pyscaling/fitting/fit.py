@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyscaling.fitting.profile import Profile
 
 _AUTO_STARTS = 64
+_STEEPEST = 1e150  # a residual or a derivative that can still be squared
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def fit(
         raise ValueError(
             f'starts={starts!r} is unknown; give "auto", a number, or an array [count, {len(chosen.names)}].'
         )
-    if isinstance(starts, str | int):
-        count = _AUTO_STARTS if isinstance(starts, str) else starts
+    if isinstance(starts, str | int | np.integer):
+        count = _AUTO_STARTS if isinstance(starts, str) else int(starts)
         if count < 1:
             raise ValueError(f"starts must be at least 1, got {count}.")
         theta = automatic_starts(problem, count)
@@ -118,10 +119,21 @@ def fit(
     # Of the starts that share the minimum, the one that solved it most exactly.
     tied_best = np.flatnonzero(value <= value[best] * (1 + 1e-12))
     best = int(tied_best[np.argmin(solved["gradient"][tied_best])])
-    evidence = gather(problem, theta, solved, best)
+    losses, derivatives = problem.value_and_jacobian(solved["theta"][best])
+    if not (np.abs(losses - problem.y).max() < _STEEPEST and np.abs(derivatives).max() < _STEEPEST):
+        raise ValueError(
+            f"{chosen.name} or its derivatives overflow at the best point found, "
+            f"{_listed(problem, solved['theta'][best])}; check the units of N, D and loss, or give `bounds`."
+        )
+    with np.errstate(all="ignore"):
+        evidence = gather(problem, theta, solved, best)
     result = Fit(table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value))
     if not evidence.trustworthy:
         warnings.warn(f"fit of {chosen.name}: {'; '.join(evidence.concerns)}.", stacklevel=2)
+    if not np.isfinite(result.r2):
+        warnings.warn(
+            f"R^2 of {chosen.name} is not defined: the losses do not vary, or the fit misses them by far.", stacklevel=2
+        )
     return result
 
 
@@ -154,15 +166,18 @@ class Fit:
 
     @property
     def r2(self) -> float:
-        """1 - SS_residual / SS_total over the (weighted) runs, in the units of the residual."""
+        """1 - SS_residual / SS_total over the (weighted) runs, in the units of the residual; nan if losses do not vary."""
         w, y = self.problem.weights, self.problem.y
-        total = np.sum(w * (y - np.average(y, weights=w)) ** 2)
-        return float(1 - np.sum(w * self.residuals**2) / total) if total > 0 else float("nan")
+        with np.errstate(over="ignore"):
+            total = np.sum(w * (y - np.average(y, weights=w)) ** 2)
+            if total <= np.sum(w * (1e-12 * y) ** 2):  # rounding
+                return float("nan")
+            return float(1 - np.sum(w * self.residuals**2) / total)
 
     @property
     def adjusted_r2(self) -> float:
         """R^2 corrected for the number of parameters: 1 - (1 - R^2)(n - 1) / (n - p), p counting every free parameter."""
-        n = len(self.runs)
+        n = self.problem.n_runs
         return 1 - (1 - self.r2) * (n - 1) / (n - self.problem.n_free)
 
     @property
@@ -170,7 +185,7 @@ class Fit:
         """Standard deviation of a run about the law, with n - p degrees of freedom."""
         w = self.problem.weights
         share = np.sum(w * self.residuals**2) / np.sum(w)
-        return float(np.sqrt(share * len(self.runs) / (len(self.runs) - self.problem.n_free)))
+        return float(np.sqrt(share * self.problem.n_runs / (self.problem.n_runs - self.problem.n_free)))
 
     @property
     def replicates(self) -> tuple[float, int] | None:
@@ -203,8 +218,12 @@ class Fit:
         standard errors from the minimum along the axes of the errors' ellipsoid, the longest first."""
         _value, jacobian = self.problem.value_and_jacobian(self.theta)
         free = self.problem.lower < self.problem.upper
+        if not free.any():
+            return self._minima[:1]
         _, size, axes = np.linalg.svd(jacobian[:, free] * np.sqrt(self.problem.weights)[:, None], full_matrices=False)
-        reach = 3 * self.noise / np.maximum(size, 1e-3 * size[0])
+        noise = self.noise
+        # Never farther than 1,000, where the data say nothing of a direction.
+        reach = 3 * noise / np.maximum(size, max(1e-3 * size[0], 3e-3 * noise, 1e-300))
         displaced = np.repeat(self.theta[None], 2 * len(size), axis=0)
         displaced[:, free] += np.concatenate(
             [[+r * axis, -r * axis] for r, axis in zip(reach, axes, strict=True)][::-1]
@@ -306,6 +325,8 @@ class Fit:
                 array = np.asarray(variables[name], dtype=np.float64)
                 if not np.all(np.isfinite(array) & (array > 0)):
                     raise ValueError(f"{name} must be finite and positive to predict at, got {variables[name]!r}.")
+        if n < 2:
+            raise ValueError(f"n must be at least 2 refits, got {n}; 1,000 or more make a steady interval.")
         variables = {
             name: value if name == "group" else np.asarray(value, dtype=np.float64) for name, value in variables.items()
         }
@@ -313,20 +334,23 @@ class Fit:
         boot = self._bootstrap_for_prediction(n, cluster, seed, resample)
         log = self.problem.residual == "log"
         at_samples = np.asarray(self.evaluate(boot.samples, **variables))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = np.log(at_samples) - np.log(value) if log else at_samples - value
         tail = (1 - level) / 2
-        if kind == "mean":
-            high = student_t(1 - tail, boot.degrees) * central_error(drawn)
-            low = -high
-        else:
-            # The curve's samples, centred and widened as its own interval is, plus residuals of either sign.
-            generator = np.random.default_rng(seed)
-            residuals = generator.choice(inflated_residuals(self), size=n) * generator.choice([-1.0, 1.0], size=n)
-            widen = student_t(1 - tail, boot.degrees) / student_t(1 - tail, 10**9)
-            error = widen * (drawn - np.nanmedian(drawn, axis=0)) + residuals.reshape(-1, *[1] * value.ndim)
-            low, high = np.nanquantile(error, [tail, 1 - tail], axis=0)
-        low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
+        with np.errstate(all="ignore"):
+            drawn = np.log(at_samples) - np.log(value) if log else at_samples - value
+            drawn = np.where(np.isnan(drawn).all(axis=0), np.inf, drawn)
+            if kind == "mean":
+                high = student_t(1 - tail, boot.degrees) * central_error(drawn)
+                low = -high
+            else:
+                # The curve's samples, centred and widened as its own interval is, plus residuals of either sign.
+                generator = np.random.default_rng(seed)
+                residuals = generator.choice(inflated_residuals(self), size=n) * generator.choice([-1.0, 1.0], size=n)
+                widen = student_t(1 - tail, boot.degrees) / student_t(1 - tail, 10**9)
+                error = widen * (drawn - np.nanmedian(drawn, axis=0)) + residuals.reshape(-1, *[1] * value.ndim)
+                low, high = np.nanquantile(error, [tail, 1 - tail], axis=0)
+            low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
+        if not np.all(np.isfinite([value, low, high])):
+            warnings.warn(f"{self.law.name} or its interval is not finite where it is to predict.", stacklevel=2)
         if value.ndim == 0:
             return Prediction(float(value), float(low), float(high), level)
         return Prediction(value, low, high, level)
@@ -463,19 +487,22 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
     """The law with each group of tied parameters replaced by its first one."""
     if not tied:
         return law
-    replacement: dict[str, str] = {}
+    shared = {name: name for name in law.parameters}
     for group in tied:
+        if isinstance(group, str) or len(group) < 2:
+            raise ValueError(f'tied must be groups of parameters, e.g. [("alpha", "beta")], got {group!r} as one.')
         for name in group:
             if name not in law.parameters:
                 raise ValueError(
                     f"tied names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}."
                 )
-        replacement |= dict.fromkeys(group[1:], group[0])
+        merged = {shared[name] for name in group}
+        shared |= {name: shared[group[0]] for name, first in shared.items() if first in merged}
     tree = parse_expression(law.expression)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
-            node.id = replacement.get(node.id, node.id)
-    kept = {name: domain for name, domain in law.parameters.items() if name not in replacement}
+            node.id = shared.get(node.id, node.id)
+    kept = {name: domain for name, domain in law.parameters.items() if shared[name] == name}
     groups = ", ".join(" = ".join(group) for group in tied)
     return Law(
         ast.unparse(tree),
@@ -487,9 +514,15 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
     )
 
 
+def _listed(problem: Problem, theta: np.ndarray) -> str:
+    return ", ".join(f"{k}={v:.4g}" for k, v in zip(problem.law.names, problem.to_params(theta), strict=True))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return value if not isinstance(value, float) or np.isfinite(value) else None

@@ -5,6 +5,7 @@ theta is the core's vector: logarithms of positive coefficients, exponents as th
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,8 @@ Residual = Literal["log", "raw"]
 # Least absolute deviations are a Huber loss of a delta this share of the data's spread: the published estimates come
 # out to six digits, and a smaller one loses digits to rounding.
 _LAD_DELTA = 1e-9
+# A positive coefficient that runs off is stopped, and reported at a bound, before it leaves the range of a double.
+LEAST_LOG, LARGEST_LOG = math.log(sys.float_info.min), math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Problem:
     @cached_property
     def columns(self) -> np.ndarray:
         return self.compiled.columns(self.variables)
+
+    @property
+    def n_runs(self) -> int:
+        """Runs that count: those of a positive weight."""
+        return int(np.count_nonzero(self.weights))
 
     @property
     def n_free(self) -> int:
@@ -75,6 +83,8 @@ class Problem:
         seed: int = 0,
     ) -> dict[str, np.ndarray]:
         """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample."""
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must lie between 0 and 2^64 - 1, got {seed}.")
         return fit_batch(
             self.compiled.tape,
             self.columns,
@@ -137,7 +147,7 @@ def make_problem(
     for argument, value, known in (("objective", objective, Objective), ("residual", residual, Residual)):
         if value not in known.__args__:  # type: ignore[attr-defined]
             raise ValueError(f"{argument}={value!r} is unknown; known are {', '.join(known.__args__)}.")  # type: ignore[attr-defined]
-    if not (isinstance(delta, int | float) and 0 < delta < math.inf):
+    if not (isinstance(delta, int | float | np.number) and 0 < delta <= sys.float_info.max):
         raise ValueError(f"delta must be finite and positive, got {delta!r}; 1e-3 is usual on log loss.")
     variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
     for name, column in variables.items():
@@ -147,18 +157,24 @@ def make_problem(
                 f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}."
             )
     response = _response(runs, law.response, residual)
+    if residual == "raw" and not (np.abs(response) < 1e100).all():
+        raise ValueError(
+            f'{law.response} of {np.abs(response).max():g} is too large to square; rescale it or take residual="log".'
+        )
     lower, upper = _bounds(law, dict(bounds or {}), dict(fixed or {}))
     n_free = int(np.sum(lower < upper))
-    if len(runs) <= n_free:
+    weight = _weights(weights, runs) if noise is None else _precision(noise, weights, objective, runs)
+    if (n_runs := np.count_nonzero(weight)) <= n_free:
+        which = "runs" if n_runs == len(runs) else "runs of a positive weight"
         raise ValueError(
-            f"{len(runs)} runs cannot determine the {n_free} free parameters of {law.name} ({', '.join(law.names)}); "
+            f"{n_runs} {which} cannot determine the {n_free} free parameters of {law.name} ({', '.join(law.names)}); "
             f"at least {n_free + 1} are needed. Add runs, fix parameters (fixed=...) or take a smaller law."
         )
     return Problem(
         law=law,
         variables=variables,
         y=np.log(response) if residual == "log" else response,
-        weights=_weights(weights, runs) if noise is None else _precision(noise, weights, objective, runs),
+        weights=weight,
         lower=lower,
         upper=upper,
         objective=objective,  # type: ignore[arg-type]
@@ -194,7 +210,9 @@ def _bounds(
     lower, upper = [], []
     for name, domain in law.parameters.items():
         low, high = (fixed[name], fixed[name]) if name in fixed else bounds.get(name, (-math.inf, math.inf))
-        if math.isnan(low) or math.isnan(high) or low > high:
+        if name in fixed and not math.isfinite(low):
+            raise ValueError(f"fixed value of {name} must be finite, got {low:g}.")
+        if not (low <= high and low < math.inf and high > -math.inf):
             raise ValueError(f"bounds of {name} must be (low, high) with low <= high, got ({low:g}, {high:g}).")
         if domain.positive:
             if high <= 0:
@@ -203,7 +221,8 @@ def _bounds(
                 )
             low = max(low, 0.0)
         if domain.logarithmic:
-            low, high = math.log(low) if low > 0 else -math.inf, math.log(high) if high < math.inf else math.inf
+            high = math.log(high) if high < math.inf else LARGEST_LOG
+            low = math.log(low) if low > 0 else min(LEAST_LOG, high)
         lower.append(low)
         upper.append(high)
     return np.array(lower), np.array(upper)
@@ -212,11 +231,16 @@ def _bounds(
 def _weights(weights: Any, runs: Runs) -> np.ndarray:
     if weights is None:
         return np.ones(len(runs))
-    array = np.array(runs[weights] if isinstance(weights, str) else weights, dtype=np.float64)
+    if isinstance(weights, str):
+        weights = runs[weights]
+    try:
+        array = np.array(weights, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weights must be numbers: {error}.") from None
     if array.shape != (len(runs),):
         raise ValueError(f"weights must have one entry per run ({len(runs)}), got shape {array.shape}.")
-    if not np.all(np.isfinite(array) & (array >= 0)) or not array.any():
-        raise ValueError("weights must be finite, none negative and not all zero.")
+    if not np.all((array <= 1e100) & (array >= 0)) or not array.any():
+        raise ValueError("weights must be finite and at most 1e100, none negative and not all zero.")
     return array
 
 
@@ -275,7 +299,7 @@ def automatic_starts(problem: Problem, count: int) -> np.ndarray:
                 log_value += (-1 if power.startswith("-") else 1) * exponent * np.log(middle[variable])
         else:
             log_value = np.log(middle[where[0]]) + 12 * np.log(10) * u
-        starts[:, j] = log_value if domain.logarithmic else np.exp(log_value)
+        starts[:, j] = log_value if domain.logarithmic else np.exp(np.minimum(log_value, LARGEST_LOG))
     return np.clip(starts, problem.lower, problem.upper)
 
 
@@ -289,7 +313,10 @@ def given_starts(problem: Problem, starts: Any) -> np.ndarray:
         if missing:
             raise ValueError(f"starts lack the parameter {missing[0]!r}; each needs {', '.join(names)}.")
         starts = [[start[name] for name in names] for start in starts]
-    array = np.atleast_2d(np.asarray(starts, dtype=np.float64))
+    try:
+        array = np.atleast_2d(np.asarray(starts, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"starts must be numbers [count, {len(names)}] or mappings: {error}.") from None
     if array.ndim != 2 or array.shape[1] != len(names) or not len(array):
         raise ValueError(
             f"starts must be [count, {len(names)}] in the order {', '.join(names)}, got shape {array.shape}."

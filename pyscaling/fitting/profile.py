@@ -6,6 +6,7 @@ import numpy as np
 
 from pyscaling.fitting.bootstrap import check_level, student_t
 from pyscaling.fitting.covariance import score_moments
+from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG
 from pyscaling.fitting.result import Result, new_axes
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ class Profile(Result):
         limit = student_t((1 + level) / 2, self.degrees)
         domain = self.fit.law.parameters[self.name]
         j = self.fit.law.names.index(self.name)
-        edges = self.fit.problem.to_params(np.stack([self.fit.problem.lower, self.fit.problem.upper]))[:, j]
+        lower, upper = float(self.fit.problem.lower[j]), float(self.fit.problem.upper[j])
+        edges = [lower, upper]
+        if domain.logarithmic:
+            edges = [np.exp(lower) if lower > LEAST_LOG else 0.0, np.exp(upper) if upper < LARGEST_LOG else np.inf]
         scale = np.log if domain.logarithmic else np.asarray
         back = np.exp if domain.logarithmic else float
         ends = []

@@ -28,7 +28,8 @@ class CompiledLaw:
         """The tape's data columns [n_column, n] of the variables' arrays [n]."""
         length = len(next(iter(variables.values())))
         cache: dict[int, np.ndarray | float] = {}
-        rows = [np.broadcast_to(_evaluate(node, variables, cache), (length,)) for node in self.data_nodes]
+        with np.errstate(all="ignore"):  # what overflows here makes the law's value not finite, which the core reports
+            rows = [np.broadcast_to(_evaluate(node, variables, cache), (length,)) for node in self.data_nodes]
         return np.ascontiguousarray(rows, dtype=np.float64).reshape(len(rows), length)
 
 
@@ -37,7 +38,15 @@ def compile_law(law: Law, log_value: bool) -> CompiledLaw:
     """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms.
 
     A logarithm that does not simplify is left to the core's link, which spares its derivatives.
+    Raises ValueError for a law nested too deep to differentiate.
     """
+    try:
+        return _compile(law, log_value)
+    except RecursionError:
+        raise ValueError(f"law {law.name[:40]!r}... is nested too deep to differentiate; write it flatter.") from None
+
+
+def _compile(law: Law, log_value: bool) -> CompiledLaw:
     graph = Graph({name: p.logarithmic for name, p in law.parameters.items()}, law.variables)
     value = graph.parse(law.expression)
     log_link = log_value and graph.log(value).op == "log"

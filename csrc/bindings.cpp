@@ -219,7 +219,7 @@ py::tuple evaluate_once(const Tape& tape, const Doubles& columns, const Doubles&
     require(level >= 0 && level <= 2, "level must be 0, 1 or 2");
     require(delta > 0 && repeat > 0, "delta and repeat must be positive");
     Workspace ws(tape);
-    Evaluation out(tape.n_parameter);
+    Evaluation out(tape.n_parameter, false);
     for (int i = 0; i < repeat; ++i) evaluate(tape, points, y.data(), weights.data(), theta.data(), delta, level, ws, out);
     return py::make_tuple(out.value, py::array_t<double>(out.gradient.size(), out.gradient.data()),
                           py::array_t<double>(out.curvature.size(), out.curvature.data()));

@@ -120,23 +120,24 @@ void square(const double* const* rows, int R, const double* const* columns, cons
     else square_tile<1>(rows[0], nullptr, nullptr, d, e, f, weight, n, h);
 }
 
-// Adds a block's sums to the gradient, the scale and the Gauss-Newton matrix.
-void add_sums(const std::vector<const double*>& rows, BlockWeights w, int n, Evaluation& out) {
+// Adds a block's sums to a matrix (lower triangle by rows) and, unless null, to the gradient and the scale.
+void add_sums(const std::vector<const double*>& rows, BlockWeights w, int n, double* matrix, double* gradient_out,
+              double* scale_out) {
     const int P = static_cast<int>(rows.size());
     double gradient[kTile], scale[kTile], h[kTile * kTile];
     for (int i = 0; i < P; i += kTile) {
         const int R = std::min(kTile, P - i);
         diagonal(&rows[i], R, w, n, gradient, scale, h);
         for (int a = 0, k = 0; a < R; ++a) {
-            out.gradient[i + a] += gradient[a];
-            out.scale[i + a] += scale[a];
-            double* row = &out.curvature[(i + a) * (i + a + 1) / 2 + i];
+            if (gradient_out) gradient_out[i + a] += gradient[a];
+            if (scale_out) scale_out[i + a] += scale[a];
+            double* row = &matrix[(i + a) * (i + a + 1) / 2 + i];
             for (int b = 0; b <= a; ++b, ++k) row[b] += h[k];
         }
         for (int j = 0; j < i; j += kTile) {
             square(&rows[i], R, &rows[j], w.c, n, h);
             for (int a = 0; a < R; ++a)
-                for (int b = 0; b < kTile; ++b) out.curvature[(i + a) * (i + a + 1) / 2 + j + b] += h[kTile * a + b];
+                for (int b = 0; b < kTile; ++b) matrix[(i + a) * (i + a + 1) / 2 + j + b] += h[kTile * a + b];
         }
     }
 }
@@ -152,6 +153,7 @@ void evaluate(const Tape& tape, const Points& points, const double* y, const dou
         std::fill(out.gradient.begin(), out.gradient.end(), 0.0);
         std::fill(out.curvature.begin(), out.curvature.end(), 0.0);
         std::fill(out.scale.begin(), out.scale.end(), 0.0);
+        std::fill(out.majorizer.begin(), out.majorizer.end(), 0.0);
     }
     const BlockWeights w{ws.work.data(), ws.work.data() + kBlock, ws.work.data() + 2 * kBlock};
     for (int first = 0; first < points.n; first += kBlock) {
@@ -162,7 +164,8 @@ void evaluate(const Tape& tape, const Points& points, const double* y, const dou
         if (level == 0) continue;
         run_level(tape, points, first, n, 1, ws);
         for (int j = 0; j < P; ++j) ws.rows[j] = slot(tape, points, first, ws, tape.gradient[j]);
-        add_sums(ws.rows, w, n, out);
+        add_sums(ws.rows, w, n, out.curvature.data(), out.gradient.data(), out.scale.data());
+        if (!out.majorizer.empty()) add_sums(ws.rows, {w.g, w.s, w.s}, n, out.majorizer.data(), nullptr, nullptr);
         if (level == 2) run_level(tape, points, first, n, 2, ws, w.g, out.curvature.data());
     }
 }

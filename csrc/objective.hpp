@@ -13,8 +13,12 @@ struct Evaluation {
     std::vector<double> gradient;   // n_parameter
     std::vector<double> curvature;  // lower triangle by rows: Gauss-Newton, plus sum w psi(r) d2 law at level 2
     std::vector<double> scale;      // n_parameter: sum w min(1, delta / |r|) J_j^2, always positive definite as a diagonal
-    explicit Evaluation(int n_parameter)
-        : gradient(n_parameter), curvature(n_parameter * (n_parameter + 1) / 2), scale(n_parameter) {}
+    // Lower triangle by rows, if asked for: sum w min(1, delta / |r|) J J', the curvature of a parabola that lies above
+    // each rho and touches it (Huber & Ronchetti 2009, section 7.8). Its diagonal is `scale`.
+    std::vector<double> majorizer;
+    Evaluation(int n_parameter, bool majorize)
+        : gradient(n_parameter), curvature(n_parameter * (n_parameter + 1) / 2), scale(n_parameter),
+          majorizer(majorize ? curvature.size() : 0) {}
 };
 
 // level 0: value; 1: with gradient and Gauss-Newton matrix; 2: with the exact Hessian.

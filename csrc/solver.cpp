@@ -8,11 +8,12 @@ namespace pyscaling {
 
 namespace {
 
-// Solves (H + damping diag(scale)) step = -g for the free parameters, the steps of the others given. False if not
+// Solves (H + damping M) step = -g, M the majorizer or else diag(scale), for the free parameters, the steps of the others given. False if not
 // positive definite.
 bool damped_step(const Evaluation& at, const std::vector<char>& free, double damping, std::vector<double>& factor,
                  std::vector<double>& step) {
     const int P = static_cast<int>(step.size());
+    const bool majorized = !at.majorizer.empty();
     std::vector<double>& rhs = factor;  // the last P entries
     const int tail = P * P;
     for (int i = 0; i < P; ++i) {
@@ -24,10 +25,11 @@ bool damped_step(const Evaluation& at, const std::vector<char>& free, double dam
         for (int j = 0; j <= i; ++j, ++k) {
             double sum = 0.0;
             if (i == j) {
-                const double pivot = at.curvature[k] + damping * at.scale[i];
+                // The little more on the diagonal is for a majorizer that is singular itself.
+                const double pivot = at.curvature[k] + damping * at.scale[i] * (majorized ? 1 + 1e-6 : 1);
                 sum = free[i] ? pivot : 1.0;
             } else if (free[i] && free[j]) {
-                sum = at.curvature[k];
+                sum = at.curvature[k] + (majorized ? damping * at.majorizer[k] : 0.0);
             }
             const double original = sum;
             for (int m = 0; m < j; ++m) sum -= factor[i * P + m] * factor[j * P + m];
@@ -68,16 +70,17 @@ constexpr double kGrowth = 8.0;  // of the damping at a first refusal; it double
 struct Descent {
     const Problem& problem;
     Workspace& ws;
-    std::vector<double> theta, trial, step, factor, held;
+    std::vector<double> theta, trial, beyond, step, factor, held;
     std::vector<char> free, within;
-    Evaluation at, next;
+    Evaluation at, next, last;
     double damping = kFarDamping, growth = kGrowth, edge = 0.0;
     bool clipped = false;
     int iterations = 0;
 
-    Descent(const Problem& p, const double* start, Workspace& w)
-        : problem(p), ws(w), theta(start, start + p.tape->n_parameter), trial(theta), step(theta),
-          factor(theta.size() * (theta.size() + 1)), held(theta.size()), free(theta.size()), at(p.tape->n_parameter), next(p.tape->n_parameter) {
+    Descent(const Problem& p, const double* start, Workspace& w, bool majorize = false)
+        : problem(p), ws(w), theta(start, start + p.tape->n_parameter), trial(theta), beyond(theta), step(theta),
+          factor(theta.size() * (theta.size() + 1)), held(theta.size()), free(theta.size()), at(p.tape->n_parameter, majorize),
+          next(p.tape->n_parameter, majorize), last(p.tape->n_parameter, majorize) {
         for (std::size_t j = 0; j < theta.size(); ++j) theta[j] = std::clamp(theta[j], p.lower[j], p.upper[j]);
     }
 
@@ -136,6 +139,25 @@ struct Descent {
         return std::sqrt(2 * at.value / total);
     }
 
+    // A step along a curved valley climbs its wall, though a second one from there may end lower than both began (the
+    // watchdog of Chamberlain et al. 1982). Replaces `trial` and `next` if it does.
+    void second_step(double delta, int level) {
+        std::swap(theta, trial);
+        std::swap(at, next);
+        find_free();
+        if (box_step()) {
+            for (std::size_t j = 0; j < theta.size(); ++j) beyond[j] = std::clamp(theta[j] + step[j], problem.lower[j], problem.upper[j]);
+            ++iterations;
+            measure(beyond, delta, level, last);
+            if (last.value < next.value) {
+                std::swap(theta, beyond);
+                std::swap(at, last);
+            }
+        }
+        std::swap(theta, trial);
+        std::swap(at, next);
+    }
+
     // Minimises at one delta until the predicted decrease falls below `tolerance` times the value.
     Status descend(double delta, int level, double tolerance, int limit) {
         if (problem.stop && *problem.stop) return Status::iterations;  // before a table of millions is read once more
@@ -153,6 +175,7 @@ struct Descent {
             ++iterations;
             if (!clipped && damping <= 1e-6 && predicted <= tolerance * at.value) return Status::converged;
             measure(trial, delta, level, next);
+            if (growth == kGrowth && std::isfinite(next.value) && next.value >= at.value) second_step(delta, level);
             const double actual = at.value - next.value;
             if (std::isfinite(next.value) && actual > 0) {
                 const double ratio = predicted > 0 ? actual / predicted : 0.0;
@@ -198,7 +221,8 @@ void approach(const Problem& problem, const double* start, double delta, double 
 }
 
 void polish(const Problem& problem, const Approach& from, Workspace& ws, Solution& out) {
-    Descent descent(problem, from.theta.data(), ws);
+    // Of a nearly absolute loss the curvature says little beyond the kinks that are near: damping leans on the majorizer.
+    Descent descent(problem, from.theta.data(), ws, std::isfinite(problem.delta));
     Status status = from.status;
     if (status != Status::not_finite) {
         descent.damping = std::min(from.damping, 1e-2);

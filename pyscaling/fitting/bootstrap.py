@@ -139,6 +139,8 @@ def interval_of(
     """Ends [...] of the interval of an estimate [...] with samples [R, ...]; see Bootstrap.interval."""
     tail = (1 - level) / 2
     finite = np.where(np.isfinite(values), values, np.nan)
+    if not np.isfinite(finite).any(axis=0).all():
+        return np.full(np.shape(centre), np.nan), np.full(np.shape(centre), np.nan)
     if method == "percentile":
         low, high = np.nanquantile(finite, [tail, 1 - tail], axis=0)
         return low, high

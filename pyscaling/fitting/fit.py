@@ -347,6 +347,7 @@ class Fit:
                 residuals = generator.choice(inflated_residuals(self), size=n) * generator.choice([-1.0, 1.0], size=n)
                 widen = student_t(1 - tail, boot.degrees) / student_t(1 - tail, 10**9)
                 error = widen * (drawn - np.nanmedian(drawn, axis=0)) + residuals.reshape(-1, *[1] * value.ndim)
+                error = np.where(np.isnan(error).all(axis=0), np.inf, error)
                 low, high = np.nanquantile(error, [tail, 1 - tail], axis=0)
             low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
         if not np.all(np.isfinite([value, low, high])):

@@ -96,7 +96,7 @@ def main() -> None:
                 [abs(fit.params[name] - true[name]) <= reach * errors[name] for name in ("alpha", "beta", "E")]
             )
             if labels is None:
-                profiles = [fit.profile(name).interval(LEVEL) for name in ("alpha", "beta", "E")]
+                profiles = [fit.profile(name, robust=False).interval(LEVEL) for name in ("alpha", "beta", "E")]
                 hits["profile"].append(
                     [
                         low <= true[name] <= high

@@ -154,8 +154,8 @@ def interval_of(
         middle = np.where(logarithmic, np.log(centre), centre)
     reach = student_t(1 - tail, degrees) * central_error(scaled)
     low, high = middle - reach, middle + reach
-    with np.errstate(over="ignore"):
-        return np.where(logarithmic, np.exp(low), low), np.where(logarithmic, np.exp(high), high)
+    largest = np.log(np.finfo(np.float64).max)
+    return tuple(np.where(logarithmic, np.exp(np.minimum(end, largest)), end) for end in (low, high))  # type: ignore[return-value]
 
 
 def central_error(values: np.ndarray) -> np.ndarray:

@@ -178,7 +178,8 @@ def test_any_fit(case: tuple[str, list[str] | None, dict[str, np.ndarray], dict[
         try:
             law = ps.Law(expression, positive, variables=[v for v in "ND" if re.search(rf"\b{v}\b", expression)])
             fit = ps.fit(table, law, **options)
-            fit._cached_bootstrap = boot = fit.bootstrap(20)
+            boot = fit.bootstrap(20)
+            fit._bootstrap_once = lambda: boot
             at = {name: np.quantile(table[name], [0.1, 0.9]) for name in law.variables}
             prediction = fit.predict(**at, n=20)
             text, exported = str(fit), json.loads(fit.to_json())

@@ -558,7 +558,8 @@ def test_runs_without_weight_lend_no_noise() -> None:
 
 
 LONG_WORK = """
-import sys, time, warnings
+import signal, sys, time, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 import numpy as np
 import pyscaling as ps
 warnings.simplefilter("ignore")

@@ -43,7 +43,8 @@ class Bootstrap:
         """Interval of a parameter, or of a function of the parameters (called with their values, then with samples [R]).
 
         method: "t", estimate -+ t x standard error, on a logarithmic scale where every sample is positive; the standard
-        error is half the central 68.3 % of the samples and t has `degrees` degrees of freedom. It covers what it says in
+        error is half the central 68.3 % of the samples, t has `degrees` degrees of freedom, and an end is never negative where
+        no sample is. It covers what it says in
         the simulations of bench/coverage.py, where "percentile" (what most published intervals are) covers too much, and
         "bc", bias-corrected percentiles (Efron 1987), too little with few clusters. Prefer "percentile" where samples
         pile up at a bound: the two methods then differ. Raises ValueError for an unknown parameter, level or method.
@@ -154,6 +155,8 @@ def interval_of(
         middle = np.where(logarithmic, np.log(centre), centre)
     reach = student_t(1 - tail, degrees) * central_error(scaled)
     low, high = middle - reach, middle + reach
+    if np.all(np.nanmin(finite, axis=0) >= 0):
+        low = np.where(logarithmic, low, np.maximum(low, 0.0))  # what is never negative has no negative end
     largest = np.log(np.finfo(np.float64).max)
     return tuple(np.where(logarithmic, np.exp(np.minimum(end, largest)), end) for end in (low, high))  # type: ignore[return-value]
 

@@ -78,8 +78,7 @@ void fit_starts(const Batch& batch, const Problem& problem, const Results& resul
     std::atomic<int> next{0};
     in_parallel(threads, [&] {
         Workspace ws(*batch.tape);
-        for (int row; !*batch.stop && (row = next++) < batch.n_start;)
-{
+        for (int row; !*batch.stop && (row = next++) < batch.n_start;) {
             const double* start = batch.starts + static_cast<std::size_t>(row) * P;
             approach(problem, start, first_delta(problem, start, ws), kFarDamping, ws, ends[row]);
         }

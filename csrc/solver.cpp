@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace pyscaling {
 
 namespace {
 
-// Solves (H + damping M) step = -g, M the majorizer or else diag(scale), for the free parameters, the steps of the others given. False if not
-// positive definite.
+// Solves (H + damping M) step = -g, M the majorizer or else diag(scale), for the free parameters, the steps of the others
+// given. False if not positive definite.
 bool damped_step(const Evaluation& at, const std::vector<char>& free, double damping, std::vector<double>& factor,
                  std::vector<double>& step) {
     const int P = static_cast<int>(step.size());
@@ -70,16 +69,16 @@ constexpr double kGrowth = 8.0;  // of the damping at a first refusal; it double
 struct Descent {
     const Problem& problem;
     Workspace& ws;
-    std::vector<double> theta, trial, beyond, step, factor, held;
+    std::vector<double> theta, trial, beyond, step, factor;
     std::vector<char> free, within;
     Evaluation at, next, last;
-    double damping = kFarDamping, growth = kGrowth, edge = 0.0;
+    double damping = kFarDamping, growth = kGrowth;
     bool clipped = false;
     int iterations = 0;
 
     Descent(const Problem& p, const double* start, Workspace& w, bool majorize = false)
         : problem(p), ws(w), theta(start, start + p.tape->n_parameter), trial(theta), beyond(theta), step(theta),
-          factor(theta.size() * (theta.size() + 1)), held(theta.size()), free(theta.size()), at(p.tape->n_parameter, majorize),
+          factor(theta.size() * (theta.size() + 1)), free(theta.size()), at(p.tape->n_parameter, majorize),
           next(p.tape->n_parameter, majorize), last(p.tape->n_parameter, majorize) {
         for (std::size_t j = 0; j < theta.size(); ++j) theta[j] = std::clamp(theta[j], p.lower[j], p.upper[j]);
     }
@@ -105,23 +104,26 @@ struct Descent {
         clipped = false;
         for (;;) {
             if (!damped_step(at, within, damping, factor, step)) return false;
-            double worst = 1.0 + 1e-12;
+            double worst = 1.0 + 1e-12, edge = 0.0;
             std::size_t out = theta.size();
             for (std::size_t j = 0; j < theta.size(); ++j) {
                 if (!within[j]) continue;
                 const double reach = 0.5 + 0.5 * std::abs(theta[j]);
-                const double room = step[j] > 0 ? std::min(reach, problem.upper[j] - theta[j]) : std::min(reach, theta[j] - problem.lower[j]);
-                if (std::abs(step[j]) > worst * room) worst = std::abs(step[j]) / std::max(room, 1e-300), out = j, edge = std::copysign(room, step[j]);
+                const double room = std::min(reach, step[j] > 0 ? problem.upper[j] - theta[j] : theta[j] - problem.lower[j]);
+                if (std::abs(step[j]) <= worst * room) continue;
+                worst = std::abs(step[j]) / std::max(room, 1e-300);
+                out = j;
+                edge = std::copysign(room, step[j]);
             }
             if (out == theta.size()) return true;
             clipped = true;
             within[out] = 0;
-            for (std::size_t j = 0; j < theta.size(); ++j)
-                if (within[j] || !free[j]) step[j] = 0.0;
-            held[out] = edge;
-            for (std::size_t j = 0; j < theta.size(); ++j)
-                if (free[j] && !within[j]) step[j] = held[j];
+            step[out] = edge;  // damped_step leaves the steps of those that are held as they are
         }
+    }
+
+    void add_step(std::vector<double>& to) const {
+        for (std::size_t j = 0; j < theta.size(); ++j) to[j] = std::clamp(theta[j] + step[j], problem.lower[j], problem.upper[j]);
     }
 
     double scaled_gradient() const {
@@ -146,7 +148,7 @@ struct Descent {
         std::swap(at, next);
         find_free();
         if (box_step()) {
-            for (std::size_t j = 0; j < theta.size(); ++j) beyond[j] = std::clamp(theta[j] + step[j], problem.lower[j], problem.upper[j]);
+            add_step(beyond);
             ++iterations;
             measure(beyond, delta, level, last);
             if (last.value < next.value) {
@@ -170,7 +172,7 @@ struct Descent {
             bool solved = false;
             while (!(solved = box_step()) && damping < 1e12) damping = std::max(10 * damping, 1e-10);
             if (!solved) return Status::stalled;
-            for (std::size_t j = 0; j < theta.size(); ++j) trial[j] = std::clamp(theta[j] + step[j], problem.lower[j], problem.upper[j]);
+            add_step(trial);
             const double predicted = predicted_decrease(at, step);
             ++iterations;
             if (!clipped && damping <= 1e-6 && predicted <= tolerance * at.value) return Status::converged;

@@ -128,8 +128,7 @@ def fit_command(
     """
     with one_clear_message():
         _check_level(level)
-        _check_output("--json", json)
-        _check_plot(plot)
+        _check_outputs(json, plot)
         if bootstrap == 1:
             raise ValueError("--bootstrap 1 gives no interval; 0 skips it, 1,000 or more make a steady one.")
         known = {name: float(value) for name, value in _pairs("--fixed", fixed, "alpha=0.35")}
@@ -170,8 +169,7 @@ def compare_command(
         from pyscaling.fitting import compare
 
         _check_level(level)
-        _check_output("--json", json)
-        _check_plot(plot)
+        _check_outputs(json, plot)
         choices: Any = {"objective": objective, "delta": delta, "residual": residual}
         which = float(holdout) if _is_number(holdout) else holdout
         _show(compare(_read(table, column), law or None, which, threshold, level=level, **choices), json, plot)
@@ -194,8 +192,7 @@ def isoflop_command(
     with one_clear_message():
         from pyscaling.fitting import isoflop
 
-        _check_output("--json", json)
-        _check_plot(plot)
+        _check_outputs(json, plot)
         given = budgets.split(",") if budgets else []
         which: Any = [float(b) for b in given] if given and all(map(_is_number, given)) else budgets
         _show(isoflop(_read(table, column), which, method, tolerance=tolerance, n=bootstrap), json, plot)
@@ -225,8 +222,7 @@ def plan_command(
         from pyscaling.planning import plan
 
         _check_level(level)
-        _check_output("--json", json)
-        _check_plot(plot)
+        _check_outputs(json, plot)
         flops = parse_compute(compute)
         result = plan(
             _fit_table(_read(table, column), law, objective, delta, residual),
@@ -360,10 +356,11 @@ def _check_output(option: str, path: Path | None) -> None:
         raise ValueError(f"{option} {str(path)!r}: there is no folder {str(path.parent)!r}; make it first.")
 
 
-def _check_plot(path: Path | None) -> None:
-    _check_output("--plot", path)
-    if path is not None and path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {str(path)!r} has the unknown ending {path.suffix!r}; known are .png, .pdf and .svg.")
+def _check_outputs(json: Path | None, plot: Path | None) -> None:
+    _check_output("--json", json)
+    _check_output("--plot", plot)
+    if plot is not None and plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot {str(plot)!r} has the unknown ending {plot.suffix!r}; known are .png, .pdf and .svg.")
 
 
 def _print_fit(fitted: "Fit", intervals: dict[str, tuple[float, float]], level: float, bootstrap: int) -> None:

@@ -43,11 +43,11 @@ class Bootstrap:
         """Interval of a parameter, or of a function of the parameters (called with their values, then with samples [R]).
 
         method: "t", estimate -+ t x standard error, on a logarithmic scale where every sample is positive; the standard
-        error is half the central 68.3 % of the samples, t has `degrees` degrees of freedom, and an end is never negative where
-        no sample is. It covers what it says in
-        the simulations of bench/coverage.py, where "percentile" (what most published intervals are) covers too much, and
-        "bc", bias-corrected percentiles (Efron 1987), too little with few clusters. Prefer "percentile" where samples
-        pile up at a bound: the two methods then differ. Raises ValueError for an unknown parameter, level or method.
+        error is half the central 68.3 % of the samples, t has `degrees` degrees of freedom, and an end is never negative
+        where no sample is. It covers about what it says in the simulations of bench/coverage.py, where "percentile" (what
+        most published intervals are) covers too much, and "bc", bias-corrected percentiles (Efron 1987), too little with few
+        clusters. Prefer "percentile" where samples pile up at a bound: the two methods then differ.
+        Raises ValueError for an unknown parameter, level or method.
         """
         check_level(level)
         if isinstance(quantity, str):
@@ -84,7 +84,7 @@ def bootstrap(fit: "Fit", n: int, cluster: Any, seed: int, starts: int, resample
         raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 or more make a steady interval.")
     if resample not in Resample.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"resample={resample!r} is unknown; known are {', '.join(Resample.__args__)}.")  # type: ignore[attr-defined]
-    number = _cluster_numbers(fit, cluster)
+    number = cluster_numbers(fit, cluster)
     if resample == "pairs":
         solved = fit.problem.solve(fit.restarts(starts), n_resample=n, cluster=number, seed=seed)
     else:
@@ -101,7 +101,7 @@ def bootstrap(fit: "Fit", n: int, cluster: Any, seed: int, starts: int, resample
     )
 
 
-def _cluster_numbers(fit: "Fit", cluster: Any) -> np.ndarray:
+def cluster_numbers(fit: "Fit", cluster: Any) -> np.ndarray:
     """[n], numbered from 0."""
     count = len(fit.runs)
     if cluster is None:
@@ -122,16 +122,19 @@ def _responses(
     if resample == "residuals":
         drawn = generator.choice(inflated_residuals(fit), size=(n, len(fit.runs)))
     else:
-        count = fit.problem.n_runs
-        drawn = fit.residuals * np.sqrt(count / (count - fit.problem.n_free))
-        drawn = drawn * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
+        drawn = fit.residuals * _inflation(fit) * generator.choice([-1.0, 1.0], size=(n, number.max() + 1))[:, number]
     return fit.problem.y - fit.residuals + drawn
 
 
 def inflated_residuals(fit: "Fit") -> np.ndarray:
-    """Residuals of the runs that count, of the size of the noise: p parameters leave sqrt((n - p) / n) of it."""
+    """Residuals of the runs that count, of the size of the noise."""
+    return fit.residuals[fit.problem.weights > 0] * _inflation(fit)
+
+
+def _inflation(fit: "Fit") -> float:
+    """A fit of p parameters to n runs leaves sqrt((n - p) / n) of the noise as residuals."""
     count = fit.problem.n_runs
-    return fit.residuals[fit.problem.weights > 0] * np.sqrt(count / (count - fit.problem.n_free))
+    return float(np.sqrt(count / (count - fit.problem.n_free)))
 
 
 def interval_of(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyscaling.fitting.bootstrap import _cluster_numbers
+from pyscaling.fitting.bootstrap import cluster_numbers
 
 if TYPE_CHECKING:
     from pyscaling.fitting.fit import Fit
@@ -32,7 +32,7 @@ def covariance(fit: "Fit", cluster: Any, robust: bool) -> np.ndarray:
     free = np.flatnonzero(problem.lower < problem.upper)
     J, weights = jacobian[:, free], problem.weights
     if robust or cluster is not None:
-        number = _cluster_numbers(fit, cluster)
+        number = cluster_numbers(fit, cluster)
         scores = np.zeros((number.max() + 1, len(free)))
         np.add.at(scores, number, (weights * _psi(fit, fit.residuals))[:, None] * J)
         units = len(scores)

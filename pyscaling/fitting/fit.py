@@ -1,12 +1,10 @@
 """`ps.fit`: a law and a table of runs in, parameters with their uncertainty and evidence out."""
 
 import ast
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from pyscaling.fitting.covariance import covariance
 from pyscaling.fitting.evidence import Evidence, gather
 from pyscaling.fitting.groups import GroupedLaw, group_runs
 from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
+from pyscaling.fitting.result import Result, new_axes
 from pyscaling.laws import Law
 from pyscaling.runs import Runs
 
@@ -137,7 +136,7 @@ def fit(
     return result
 
 
-class Fit:
+class Fit(Result):
     """A fitted law.
 
     params: name -> value. objective_value: the sum over runs of the objective. evidence: see Evidence. runs: the table.
@@ -405,11 +404,6 @@ class Fit:
     def __repr__(self) -> str:
         return f"Fit({self.law.name}, {', '.join(f'{k}={v:.5g}' for k, v in self.params.items())})"
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(self.summary())}</pre>"
-
     def to_frame(self, level: float = 0.95) -> Any:
         """One row a parameter: value, low, high."""
         import pandas as pd
@@ -418,10 +412,10 @@ class Fit:
         rows = {name: (value, *boot.interval(name, level)) for name, value in self.params.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Law, parameters, 95 % intervals and evidence as JSON, also written to `path` if given."""
+    def to_dict(self) -> dict[str, Any]:
+        """Law, parameters, 95 % intervals and evidence."""
         boot = self._bootstrap_once()
-        content = {
+        return {
             "law": self.law.name,
             "expression": self.law.expression,
             "n_runs": len(self.runs),
@@ -434,18 +428,10 @@ class Fit:
             "adjusted_r2": self.adjusted_r2,
             "evidence": {**asdict(self.evidence), "concerns": self.evidence.concerns},
         }
-        # JSON knows no infinity; a condition number may be one
-        text = json.dumps(_finite(content), indent=1, allow_nan=False)
-        if path is not None:
-            Path(path).write_text(text)
-        return text
 
     def plot(self, ax: Any = None) -> Any:
         """Observed loss against the law's first variable, one fitted curve for each value of the second; returns the Axes."""
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+        ax = new_axes() if ax is None else ax
         first, *rest = self.law.variables
         x, loss = self.problem.variables[first], self.runs[self.law.response]
         label = "loss (nats per token)" if self.law.response == "loss" else self.law.response
@@ -517,13 +503,3 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
 
 def _listed(problem: Problem, theta: np.ndarray) -> str:
     return ", ".join(f"{k}={v:.4g}" for k, v in zip(problem.law.names, problem.to_params(theta), strict=True))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return value if not isinstance(value, float) or np.isfinite(value) else None

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.fitting.fit import _finite
-
 
 class Result:
     """A result that prints by `__str__` and exports by `to_dict`."""
@@ -50,3 +48,13 @@ def groups_of_close(values: np.ndarray, tolerance: float) -> list[np.ndarray]:
         return []
     order = np.argsort(values, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(np.log(values[order])) > np.log1p(tolerance)) + 1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if not isinstance(value, float) or np.isfinite(value) else None

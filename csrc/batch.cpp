@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <exception>
+#include <cmath>
 #include <mutex>
+#include <numeric>
+#include <optional>
 #include <system_error>
 #include <thread>
 
@@ -71,40 +74,121 @@ void in_parallel(int threads, const Work& work) {
     if (failure) std::rethrow_exception(failure);
 }
 
-// One fit per start; starts whose approaches meet share a polish.
-void fit_starts(const Batch& batch, const Problem& problem, const Results& results, int threads) {
-    const int P = batch.tape->n_parameter;
-    std::vector<Approach> ends(batch.n_start);
+// Calls work(item, workspace) for each item below `count`, spread over threads, until stopped.
+template <class Work>
+void for_each(const Batch& batch, int threads, int count, const Work& work) {
     std::atomic<int> next{0};
     in_parallel(threads, [&] {
         Workspace ws(*batch.tape);
-        for (int row; !*batch.stop && (row = next++) < batch.n_start;) {
-            const double* start = batch.starts + static_cast<std::size_t>(row) * P;
-            approach(problem, start, first_delta(problem, start, ws), kFarDamping, ws, ends[row]);
-        }
+        for (int k; !*batch.stop && (k = next++) < count;) work(k, ws);
     });
-    std::vector<int> distinct, representative(batch.n_start);
-    for (int row = 0; row < batch.n_start && !*batch.stop; ++row) {
+}
+
+// Numbers the sets of starts that differ in linear parameters alone: row -> set.
+std::vector<int> same_but_linear(const Batch& batch, int& n_set) {
+    const int P = batch.tape->n_parameter;
+    const auto compare = [&](int a, int b) {
+        const double *x = batch.starts + static_cast<std::size_t>(a) * P, *y = batch.starts + static_cast<std::size_t>(b) * P;
+        for (int j = 0; j < P; ++j)
+            if (batch.tape->dependence[j] == Dependence::other && x[j] != y[j]) return x[j] < y[j] ? -1 : 1;
+        return 0;
+    };
+    std::vector<int> order(batch.n_start), set(batch.n_start);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return compare(a, b) < 0; });
+    n_set = 0;
+    for (int k = 0; k < batch.n_start; ++k) {
+        if (k == 0 || compare(order[k - 1], order[k]) != 0) ++n_set;
+        set[order[k]] = n_set - 1;
+    }
+    return set;
+}
+
+// One fit per start. Linear parameters are solved for first: starts that differ in nothing else go on as one, but for those
+// that began lower. Approaches that meet share a polish.
+void fit_starts(const Batch& batch, const Problem& problem, const Results& results, int threads) {
+    const int P = batch.tape->n_parameter, n_start = batch.n_start;
+    const auto start = [&](int row) { return batch.starts + static_cast<std::size_t>(row) * P; };
+    int n_set;
+    const std::vector<int> set = same_but_linear(batch, n_set);
+    std::vector<int> first(n_set, n_start);  // row
+    for (int row = n_start - 1; row >= 0; --row) first[set[row]] = row;
+    const Relative relative(problem);
+    std::vector<double> projected(static_cast<std::size_t>(n_set) * P), value(n_set);
+    const auto projection = [&](int k) { return &projected[static_cast<std::size_t>(k) * P]; };
+    for_each(batch, threads, n_set, [&](int k, Workspace& ws) {
+        std::copy_n(start(first[k]), P, projection(k));
+        value[k] = project(relative.problem, projection(k), ws) ? smooth_value(problem, projection(k), ws) : INFINITY;
+    });
+    std::vector<char> alone(n_start);
+    for_each(batch, threads, n_start, [&](int row, Workspace& ws) {
+        alone[row] = !(value[set[row]] < smooth_value(problem, start(row), ws));
+    });
+    std::vector<int> path(n_start), joined(n_set, -1);  // row -> the row whose path it takes
+    for (int row = 0; row < n_start; ++row) {
+        if (!alone[row] && joined[set[row]] < 0) joined[set[row]] = row;
+        path[row] = alone[row] ? row : joined[set[row]];
+    }
+    std::vector<Approach> ends(n_start);
+    for_each(batch, threads, n_start, [&](int row, Workspace& ws) {
+        if (path[row] != row) return;
+        const double* from = alone[row] ? start(row) : projection(set[row]);
+        approach(problem, from, first_delta(problem, from, ws), kFarDamping, ws, ends[row]);
+    });
+    std::vector<int> distinct, representative(n_start);
+    for (int row = 0; row < n_start && !*batch.stop; ++row) {
+        if (path[row] != row) continue;
         const auto met = std::find_if(distinct.begin(), distinct.end(), [&](int d) { return same_end(ends[d], ends[row]); });
         representative[row] = met == distinct.end() ? row : *met;
         if (met == distinct.end()) distinct.push_back(row);
     }
-    std::vector<int> polishing(batch.n_start);
-    next = 0;
-    in_parallel(threads, [&] {
-        Workspace ws(*batch.tape);
+    std::vector<int> polishing(n_start);
+    for_each(batch, threads, static_cast<int>(distinct.size()), [&](int k, Workspace& ws) {
         Solution solution;
-        for (int k; !*batch.stop && (k = next++) < static_cast<int>(distinct.size());) {
-            polish(problem, ends[distinct[k]], ws, solution);
-            store(results, distinct[k], P, solution);
-            polishing[distinct[k]] = solution.iterations;
-        }
+        polish(problem, ends[distinct[k]], ws, solution);
+        store(results, distinct[k], P, solution);
+        polishing[distinct[k]] = solution.iterations;
     });
-    for (int row = 0; row < batch.n_start && !*batch.stop; ++row) {
-        copy_row(results, representative[row], row, P);
-        results.iterations[row] = polishing[representative[row]] + ends[row].iterations;
+    for (int row = 0; row < n_start && !*batch.stop; ++row) {
+        const int from = representative[path[row]];
+        copy_row(results, from, row, P);
+        results.iterations[row] = polishing[from] + ends[path[row]].iterations;
     }
 }
+
+// The points that a resample drew, gathered side by side: of n drawn with replacement a share 1/e is missing.
+class Sample {
+  public:
+    Sample(const Batch& batch, Problem& problem)
+        : batch_(batch), counts_(batch.n_cluster), rows_((batch.tape->n_column + 2) * static_cast<std::size_t>(batch.points.n)) {
+        for (int c = 0; c < batch.tape->n_column; ++c) points_.columns.push_back(row(c));
+        problem.points = &points_;
+        problem.weights = row(batch.tape->n_column + 1);
+    }
+
+    // Returns the drawn points' y.
+    const double* draw(int resample, const double* y) {
+        draw_counts(batch_.seed, resample, counts_);
+        const int columns = batch_.tape->n_column;
+        int n = 0;
+        for (int p = 0; p < batch_.points.n; ++p) {
+            const double weight = batch_.weights[p] * counts_[batch_.cluster[p]];
+            if (weight == 0.0) continue;
+            for (int c = 0; c < columns; ++c) row(c)[n] = batch_.points.columns[c][p];
+            row(columns)[n] = y[p];
+            row(columns + 1)[n] = weight;
+            ++n;
+        }
+        points_.n = n;
+        return row(columns);
+    }
+
+  private:
+    double* row(int k) { return rows_.data() + static_cast<std::size_t>(k) * batch_.points.n; }
+    const Batch& batch_;
+    std::vector<double> counts_, rows_;
+    Points points_;
+};
 
 // The best of all starts for each resample.
 void fit_resamples(const Batch& batch, Problem problem, const Results& results, int threads) {
@@ -112,20 +196,20 @@ void fit_resamples(const Batch& batch, Problem problem, const Results& results, 
     std::atomic<int> next{0};
     in_parallel(threads, [&, problem]() mutable {
         Workspace ws(*batch.tape);
-        std::vector<double> counts(batch.cluster ? batch.n_cluster : 0), weights(batch.cluster ? batch.points.n : 0);
+        std::optional<Sample> sample;
+        if (batch.cluster) sample.emplace(batch, problem);
         std::vector<Approach> ends(batch.n_start);
         Solution best, candidate;
         for (int row; !*batch.stop && (row = next++) < batch.n_resample;) {
-            if (batch.own_response) problem.y = batch.y + static_cast<std::size_t>(row) * batch.points.n;
-            if (batch.cluster) {
-                draw_counts(batch.seed, row, counts);
-                for (int p = 0; p < batch.points.n; ++p) weights[p] = batch.weights[p] * counts[batch.cluster[p]];
-                problem.weights = weights.data();
-            }
+            const double* y = batch.y + (batch.own_response ? static_cast<std::size_t>(row) * batch.points.n : 0);
+            problem.y = sample ? sample->draw(row, y) : y;
             best.status = Status::not_finite;
             const double delta = first_delta(problem, batch.starts, ws);
             for (int s = 0; s < batch.n_start && !*batch.stop; ++s) {
-                approach(problem, batch.starts + static_cast<std::size_t>(s) * P, delta, kNearDamping, ws, ends[s]);
+                const double* start = batch.starts + static_cast<std::size_t>(s) * P;
+                ends[s].status = Status::not_finite;
+                if (s && leads_to(problem, start, ends[0], ws)) continue;
+                approach(problem, start, delta, kNearDamping, ws, ends[s]);
                 if (std::any_of(ends.begin(), ends.begin() + s, [&](const Approach& e) { return same_end(e, ends[s]); })) continue;
                 polish(problem, ends[s], ws, candidate);
                 const bool better = candidate.status != Status::not_finite && candidate.value < best.value;

@@ -58,7 +58,7 @@ bool well_formed(const Tape& tape, const Instruction& i, bool second_order) {
 
 Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n_register, const Ints& scalar_code,
                const Ints& vector_code, std::array<int, 3> level_end, int value, std::vector<std::int32_t> gradient,
-               bool log_link) {
+               const std::vector<int>& dependence, bool log_link) {
     require(n_parameter > 0 && n_parameter <= kMostParameters, "n_parameter must lie in [1, 1024]");
     require(scalars.size() >= static_cast<std::size_t>(n_parameter) && scalars.size() <= kMost,
             "scalars must begin with one entry per parameter and be at most 2^20");
@@ -84,6 +84,11 @@ Tape make_tape(int n_parameter, std::vector<double> scalars, int n_column, int n
     tape.value = value;
     tape.gradient = std::move(gradient);
     if (static_cast<int>(tape.gradient.size()) != n_parameter) throw std::invalid_argument("one gradient slot per parameter is needed");
+    require(static_cast<int>(dependence.size()) == n_parameter, "one dependence per parameter is needed");
+    for (int d : dependence) {
+        require(d >= 0 && d <= static_cast<int>(Dependence::exponential), "unknown dependence");
+        tape.dependence.push_back(static_cast<Dependence>(d));
+    }
     for (auto s : tape.gradient)
         if (s < tape.n_scalar || s >= n_slot) throw std::invalid_argument("gradient slot out of range");
     if (tape.value < tape.n_scalar || tape.value >= n_slot) throw std::invalid_argument("value slot out of range");
@@ -257,9 +262,14 @@ PYBIND11_MODULE(_core, m) {
     py::class_<Tape>(m, "Tape")
         .def(py::init(&make_tape), py::arg("n_parameter"), py::arg("scalars"), py::arg("n_column"), py::arg("n_register"),
              py::arg("scalar_code"), py::arg("vector_code"), py::arg("level_end"), py::arg("value"), py::arg("gradient"),
-             py::arg("log_link"))
+             py::arg("dependence"), py::arg("log_link"))
         .def_readonly("n_parameter", &Tape::n_parameter)
-        .def_readonly("n_register", &Tape::n_register);
+        .def_readonly("n_register", &Tape::n_register)
+        .def_property_readonly("dependence", [](const Tape& tape) {
+            std::vector<int> out;
+            for (Dependence d : tape.dependence) out.push_back(static_cast<int>(d));
+            return out;
+        });
     m.def("fit_batch", &fit_batch, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("starts"),
           py::arg("lower"), py::arg("upper"), py::arg("delta"), py::arg("spread"), py::arg("n_resample") = 0,
           py::arg("cluster") = py::none(), py::arg("seed") = 0, py::arg("threads") = 1);

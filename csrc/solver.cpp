@@ -63,6 +63,7 @@ double predicted_decrease(const Evaluation& at, const std::vector<double>& step)
     return -(linear + quadratic);
 }
 
+constexpr double kLeastShare = 1e-3;  // of the loss, for a term whose coefficient would be negative
 constexpr double kGrowth = 8.0;  // of the damping at a first refusal; it doubles with each one that follows
 
 // A minimiser's state, carried from stage to stage.
@@ -203,6 +204,75 @@ struct Descent {
 
 }  // namespace
 
+Relative::Relative(const Problem& of) : tape(*of.tape), y(of.y, of.y + of.points->n), weights(of.weights, of.weights + of.points->n), problem(of) {
+    if (tape.log_link) {
+        for (std::size_t p = 0; p < y.size(); ++p) {
+            y[p] = std::exp(y[p]);
+            weights[p] /= y[p] * y[p];
+        }
+        tape.log_link = false;
+    }
+    problem.tape = &tape;
+    problem.y = y.data();
+    problem.weights = weights.data();
+    problem.delta = INFINITY;
+}
+
+bool project(const Problem& relative, double* theta, Workspace& ws) {
+    const int P = relative.tape->n_parameter;
+    const auto& dependence = relative.tape->dependence;
+    Descent descent(relative, theta, ws);
+    std::vector<double>&at = descent.theta, &step = descent.step, &scale = descent.at.scale;
+    const auto measure = [&] {
+        descent.measure(at, INFINITY, 1, descent.at);
+        return std::isfinite(descent.at.value);
+    };
+    int count = 0;
+    for (int j = 0; j < P; ++j) {
+        descent.free[j] = dependence[j] != Dependence::other && relative.lower[j] < relative.upper[j];
+        count += descent.free[j];
+        step[j] = 0.0;
+    }
+    if (!count || !measure()) return false;
+    double size = 0.0;
+    for (int p = 0; p < relative.points->n; ++p) size += relative.weights[p] * relative.y[p] * relative.y[p];
+    const auto share = [&](int j) { return std::sqrt(size / scale[j]); };  // the coefficient at which a term is as large as y
+    const auto coefficient = [&](int j) { return dependence[j] == Dependence::linear ? at[j] : 1.0; };
+    const auto set = [&](int j, double value) {
+        at[j] = dependence[j] == Dependence::linear ? value : at[j] + std::log(value);
+        at[j] = std::clamp(at[j], relative.lower[j], relative.upper[j]);
+    };
+    // Equal terms to begin with: far from them a coefficient's digits are lost.
+    for (int j = 0; j < P; ++j) {
+        if (!descent.free[j]) continue;
+        if (!(scale[j] > 0)) return false;
+        set(j, share(j) / count);
+    }
+    if (!measure()) return false;
+    // A coefficient that would be negative is held where its term is a small share of the loss, and the others solved again.
+    const auto least = [&](int j) { return kLeastShare * share(j) + (dependence[j] == Dependence::linear ? relative.lower[j] : 0.0); };
+    for (bool again = true; again;) {
+        again = false;
+        if (!damped_step(descent.at, descent.free, kNearDamping, descent.factor, step)) return false;
+        for (int j = 0; j < P; ++j) {
+            if (!descent.free[j] || !(coefficient(j) + step[j] < least(j))) continue;
+            step[j] = least(j) - coefficient(j);
+            descent.free[j] = 0;
+            again = true;
+        }
+    }
+    for (int j = 0; j < P; ++j)
+        if (step[j] != 0.0) set(j, coefficient(j) + step[j]);
+    std::copy(at.begin(), at.end(), theta);
+    return true;
+}
+
+double smooth_value(const Problem& problem, const double* theta, Workspace& ws) {
+    Descent descent(problem, theta, ws);
+    descent.measure(descent.theta, problem.spread, 0, descent.at);
+    return std::isfinite(descent.at.value) ? descent.at.value : INFINITY;
+}
+
 double first_delta(const Problem& problem, const double* start, Workspace& ws) {
     Descent descent(problem, start, ws);
     const double rms = descent.rms_residual(problem.spread);
@@ -247,12 +317,32 @@ void polish(const Problem& problem, const Approach& from, Workspace& ws, Solutio
     out.status = std::isfinite(out.value) ? status : Status::not_finite;
 }
 
+namespace {
+
+bool close(const std::vector<double>& a, const std::vector<double>& b) {
+    for (std::size_t j = 0; j < a.size(); ++j)
+        if (std::abs(a[j] - b[j]) > 1e-2 * (0.1 + std::abs(a[j]))) return false;
+    return true;
+}
+
+}  // namespace
+
+bool leads_to(const Problem& problem, const double* start, const Approach& end, Workspace& ws) {
+    Descent descent(problem, start, ws);
+    descent.damping = kNearDamping;
+    descent.measure(descent.theta, end.delta, 1, descent.at);
+    if (end.status != Status::converged || !std::isfinite(descent.at.value)) return false;
+    descent.find_free();
+    if (!descent.box_step() || descent.clipped) return false;
+    descent.add_step(descent.trial);
+    const double predicted = descent.at.value - predicted_decrease(descent.at, descent.step);
+    return std::abs(predicted - end.value) <= 2e-2 * end.value && close(descent.trial, end.theta);
+}
+
 bool same_end(const Approach& a, const Approach& b) {
     if (a.status != Status::converged || b.status != Status::converged) return false;
     if (std::abs(a.value - b.value) > 1e-4 * std::abs(a.value)) return false;
-    for (std::size_t j = 0; j < a.theta.size(); ++j)
-        if (std::abs(a.theta[j] - b.theta[j]) > 1e-2 * (0.1 + std::abs(a.theta[j]))) return false;
-    return true;
+    return close(a.theta, b.theta);
 }
 
 }  // namespace pyscaling

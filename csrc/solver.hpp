@@ -44,10 +44,27 @@ struct Approach {
 
 constexpr double kFarDamping = 1e-3, kNearDamping = 1e-9;  // to begin with, far from a minimum and near one
 
+// A problem in which the law's linear parameters are linear: least squares, of a logarithm's residual (law - exp(y)) / exp(y).
+struct Relative {
+    Tape tape;
+    std::vector<double> y, weights;
+    Problem problem;
+    explicit Relative(const Problem& of);
+};
+
+// Solves a relative problem for the parameters in which the law is linear, the others held (variable projection, Golub &
+// Pereyra 1973), whatever theta has for them; terms that the data cannot tell apart become equal. False if it cannot.
+bool project(const Problem& relative, double* theta, Workspace& ws);
+// The objective of the widest delta, infinity where it is not finite.
+double smooth_value(const Problem& problem, const double* theta, Workspace& ws);
+
 // A delta at which the residuals at a start count as small: spread, or less by powers of ten.
 double first_delta(const Problem& problem, const double* start, Workspace& ws);
 void approach(const Problem& problem, const double* start, double delta, double damping, Workspace& ws, Approach& out);
 void polish(const Problem& problem, const Approach& from, Workspace& ws, Solution& out);
+
+// Whether a step of Newton's method from a start lands where an approach ended, with the value that it found there.
+bool leads_to(const Problem& problem, const double* start, const Approach& end, Workspace& ws);
 
 // Whether two approaches ended at one point, so that what follows is the same for both.
 bool same_end(const Approach& a, const Approach& b);

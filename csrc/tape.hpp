@@ -21,6 +21,9 @@ struct Instruction {
     std::int32_t out, a, b, c;
 };
 
+// How the law depends on a parameter: linear in theta or in exp(theta), the other linear parameters held or not.
+enum class Dependence : std::int32_t { other, linear, exponential };
+
 struct Tape {
     int n_parameter = 0, n_scalar = 0, n_column = 0, n_register = 0;
     bool log_link = false;                  // the residual is log(law) - y, where y is a logarithm, too
@@ -30,6 +33,7 @@ struct Tape {
     int level_end[3] = {0, 0, 0};
     std::int32_t value = 0;                 // slot of the law's value
     std::vector<std::int32_t> gradient;     // slots, n_parameter
+    std::vector<Dependence> dependence;     // n_parameter
     int n_pair() const { return n_parameter * (n_parameter + 1) / 2; }  // entries of a lower triangle, stored by rows
 };
 

@@ -5,6 +5,7 @@ import numpy as np
 class Tape:
     n_parameter: int
     n_register: int
+    dependence: list[int]
     def __init__(
         self,
         n_parameter: int,
@@ -16,6 +17,7 @@ class Tape:
         level_end: Sequence[int],
         value: int,
         gradient: Sequence[int],
+        dependence: Sequence[int],
         log_link: bool,
     ) -> None: ...
 

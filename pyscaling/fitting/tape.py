@@ -55,7 +55,25 @@ def _compile(law: Law, log_value: bool) -> CompiledLaw:
     count = len(graph.theta)
     gradient = [graph.derivative(value, j) for j in range(count)]
     hessian = [graph.derivative(gradient[i], j) for i in range(count) for j in range(i + 1)]
-    return _Emitter(count, [value, *gradient, *hessian]).emit(value, gradient, hessian, log_link)
+    return _Emitter(count, [value, *gradient, *hessian]).emit(
+        value, gradient, hessian, _dependence(gradient, hessian), log_link
+    )
+
+
+def _dependence(gradient: list[Node], hessian: list[Node]) -> list[int]:
+    """For each parameter the Dependence of csrc/tape.hpp: of a set in whose coefficients the law is linear, all at once."""
+
+    def second(i: int, j: int) -> Node:
+        return hessian[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)]
+
+    def is_zero(node: Node) -> bool:
+        return node.op == "const" and node.value == 0
+
+    kinds: list[int] = []
+    for j, slope in enumerate(gradient):
+        apart = not is_zero(slope) and all(is_zero(second(i, j)) for i in range(j) if kinds[i])
+        kinds.append((1 if is_zero(second(j, j)) else 2 if second(j, j) == slope else 0) if apart else 0)
+    return kinds
 
 
 class _Emitter:
@@ -71,7 +89,9 @@ class _Emitter:
         self.slots: dict[Node, str] = {}
         self.uses = _count_uses(outputs)
 
-    def emit(self, value: Node, gradient: list[Node], hessian: list[Node], log_link: bool) -> CompiledLaw:
+    def emit(
+        self, value: Node, gradient: list[Node], hessian: list[Node], dependence: list[int], log_link: bool
+    ) -> CompiledLaw:
         value_slot = self._vector(value)
         ends = [len(self.vector_code)]
         gradient_slots = [self._vector(node) for node in gradient]
@@ -104,6 +124,7 @@ class _Emitter:
             level_end=ends,
             value=number(value_slot),
             gradient=[number(slot) for slot in gradient_slots],
+            dependence=dependence,
             log_link=log_link,
         )
         return CompiledLaw(tape, tuple(self.data_nodes))

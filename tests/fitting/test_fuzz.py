@@ -312,6 +312,7 @@ TAPE: dict[str, Any] = {  # a / x, with x the one column
     "level_end": [2, 2, 2],
     "value": 3,
     "gradient": [2],
+    "dependence": [1],
     "log_link": False,
 }
 X, ONE = np.array([[1.0, 2.0, 4.0]]), np.ones(3)
@@ -340,7 +341,7 @@ def test_well_formed_input() -> None:
         {"n_parameter": 0},
         {"n_parameter": -1},
         {"n_parameter": 2},
-        {"n_parameter": 10**6, "gradient": [2] * 10**6, "scalars": [0.0] * 10**6},
+        {"n_parameter": 10**6, "gradient": [2] * 10**6, "dependence": [0] * 10**6, "scalars": [0.0] * 10**6},
         {"scalars": []},
         {"n_column": -1},
         {"n_column": 2**31 - 1},
@@ -369,6 +370,9 @@ def test_well_formed_input() -> None:
         {"gradient": []},
         {"gradient": [0]},
         {"gradient": [4]},
+        {"dependence": []},
+        {"dependence": [3]},
+        {"dependence": [-1]},
     ],
 )
 def test_malformed_tape(change: dict[str, Any]) -> None:

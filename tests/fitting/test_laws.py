@@ -152,6 +152,31 @@ def test_value_gradient_and_hessian(name: str) -> None:
     assert np.all(np.abs(hessian - exact) <= allowed)
 
 
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_linear_parameters_are_linear(name: str) -> None:
+    """What starts are solved for at once: halfway between two sets of these parameters lies half the law."""
+    law = laws.get(name)
+    dependence = compile_law(law, False).tape.dependence
+    generator = np.random.default_rng(0)
+    linear = [p for p, kind in zip(law.names, dependence, strict=True) if kind]
+    ends = [{p: PUBLISHED[name][p] * generator.uniform(0.9, 1.1) for p in linear} for _ in range(2)]
+    middle = {p: (ends[0][p] + ends[1][p]) / 2 for p in linear}
+    at = {variable: GRIDS[variable][-1] for variable in law.variables}
+    low, high, half = (law.evaluate(PUBLISHED[name] | change, **at) for change in (*ends, middle))
+    assert half == pytest.approx((low + high) / 2, rel=1e-13)
+    expected = {"chinchilla": ["E", "A", "B"], "data_constrained": ["E"], "M3": ["beta"], "bnsl1": ["a", "b"]}
+    assert linear == expected.get(name, linear)
+
+
+def test_starts_may_lie_decades_off_in_what_is_linear(chinchilla_runs) -> None:
+    best = ps.fit(chinchilla_runs)
+    near = best.params | {"alpha": 0.4, "beta": 0.3}
+    far = [near | {"A": A, "B": B, "E": E} for A in (1e-20, 1e25) for B in (1e-20, 1e25) for E in (1e-6, 50.0)]
+    fit = ps.fit(chinchilla_runs, starts=far)
+    assert fit.evidence.agreeing == 1.0
+    assert fit.objective_value == pytest.approx(best.objective_value, rel=1e-12)
+
+
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 1.7, 5.0])
 @pytest.mark.parametrize("log_k", np.linspace(-14, 14, 15))
 def test_saturation_solves_its_equation(alpha: float, log_k: float) -> None:

@@ -93,11 +93,14 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def mlp(
     x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str
 ) -> Tensor:
-    """Up-projection, activation, down-projection: up [M, d, d_ff] ("gelu") or [M, d, 2 d_ff] ("swiglu"), down [M, d_ff, d]."""
+    """Up-projection, activation, down-projection: up [M, d, d_ff], or [M, d, 2 d_ff] if gated; down [M, d_ff, d].
+
+    activation: "gelu" (tanh form), "gelu_exact", "swiglu" or "geglu".
+    """
     hidden = linear(x, up, up_bias)
-    if activation == "swiglu":
+    if activation in ("swiglu", "geglu"):
         gate, value = hidden.chunk(2, dim=-1)
-        hidden = F.silu(gate) * value
+        hidden = (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")) * value
     else:
-        hidden = F.gelu(hidden, approximate="tanh")
+        hidden = F.gelu(hidden, approximate="tanh" if activation == "gelu" else "none")
     return linear(hidden, down, down_bias)

@@ -1,0 +1,170 @@
+"""How a kernel is started, seen and made an operator; what every file of this room shares.
+
+An operation is a plain function that checks its arguments, allocates its outputs and calls `launch`. On tensors without
+storage (meta tensors, torch's fake tensors) a launch is announced to `observers` and not made: so the same function serves
+torch.compile as its shape rule, `meter` counts a step of any size without memory, and `aot` learns from it what to compile.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+_target: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: positional arguments and constants of the kernel, bytes read and written at least, FLOPs of its dots."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    read_bytes: int
+    write_bytes: int
+    flops: int
+
+
+observers: list[Callable[[Launch], None]] = []
+
+
+def launch(
+    kernel: Any,
+    grid: Sequence[int],
+    *args: Any,
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor | None],
+    flops: int = 0,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    **constants: Any,
+) -> None:
+    """Starts kernel[grid](*args, **constants).
+
+    reads, writes: the tensors of which each byte is read or written at least once (None is left out); a part of a tensor
+    is a view of it. flops: two for each multiplication and addition of a matrix product. constants: the tl.constexpr
+    arguments. Nothing is started for an empty grid.
+    """
+    if 0 in grid:
+        return
+    if observers:
+        record = Launch(
+            kernel, tuple(grid), args, constants, num_warps, num_stages, _bytes(reads), _bytes(writes), flops
+        )
+        for observe in observers:
+            observe(record)
+    if any(isinstance(a, Tensor) and (a.is_meta or isinstance(a, FakeTensor)) for a in args):
+        return
+    kernel[tuple(grid)](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: a function becomes the operator pyscaling::<its name>, with itself as the rule for fake tensors.
+
+    Traceable by torch.compile and capturable in a CUDA graph; add a gradient with `.register_autograd`.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        defined = torch.library.custom_op(f"pyscaling::{function.__name__}", function, mutates_args=tuple(mutates))
+        defined.register_fake(function)
+        return defined
+
+    return register
+
+
+@contextmanager
+def compiled_for(target: str):  # type: ignore[no-untyped-def]
+    """Within it launches choose their configuration for a target such as "sm_90" or "gfx942", whatever the device."""
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def target_of(device: torch.device) -> str:
+    """ "sm_<compute capability>", "gfx<...>", or "interpreter"."""
+    override = _target.get()
+    if override is not None:
+        return override
+    if device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def check(
+    name: str,
+    tensor: Tensor | None,
+    shape: Sequence[int | None],
+    like: Tensor,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> None:
+    """Raises ValueError that names the argument unless its shape (None: any length), device and dtype fit.
+
+    like: the operation's first tensor, which sets the device and, unless `dtypes` are given, the dtype. None passes.
+    """
+    if tensor is None:
+        return
+    expected = ", ".join("any" if n is None else str(n) for n in shape)
+    fits = tensor.dim() == len(shape) and all(
+        n is None or n == size for n, size in zip(shape, tensor.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape [{expected}], got {list(tensor.shape)}.")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}, the first argument on {like.device}; move one of them.")
+    allowed = (like.dtype,) if dtypes is None else tuple(dtypes)
+    if tensor.dtype not in allowed:
+        raise ValueError(
+            f"{name} must be {' or '.join(str(d).removeprefix('torch.') for d in allowed)}, got "
+            f"{str(tensor.dtype).removeprefix('torch.')}; convert it with .to()."
+        )
+
+
+def check_first(name: str, tensor: Tensor) -> None:
+    """Raises ValueError unless the operation's first tensor has a dtype and a device that kernels run on."""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}."
+        )
+    if tensor.device.type not in ("cuda", "meta") and not INTERPRETED:
+        raise ValueError(
+            f"{name} is on {tensor.device}; Triton kernels need a GPU, or TRITON_INTERPRET=1 set before Python starts. "
+            "pyscaling.kernels.reference runs anywhere."
+        )
+
+
+def upcasts(dtype: torch.dtype) -> bool:
+    """Whether dots must be fed float32: Triton's interpreter computes bfloat16 on its raw bits."""
+    return INTERPRETED and dtype == torch.bfloat16
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _bytes(tensors: Sequence[Tensor | None]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+@triton.jit
+def dot(a, b, acc, UPCAST: tl.constexpr):
+    """acc + a b in float32; UPCAST: see `upcasts`."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")

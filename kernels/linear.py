@@ -1,0 +1,279 @@
+"""Linear layers of a fleet: out = x W + b (+ residual), one member's weights for each member's rows.
+
+x [M, R, K], W [M, K, N], b [M, N], residual and out [M, R, N]; sums in float32. Gradients: dx = dout W^T, dW = x^T dout,
+db = the sum of dout over rows; the residual's gradient is dout itself.
+
+Launches: 1 forward, 1 backward. The backward's programs have two jobs by index, tiles of dx and tiles of dW; db is summed
+by those tiles of dW that lie in its first block of rows. Each output element has one writer and its sum a fixed order.
+Bytes at least (s a tensor's item size): forward s (R K + K N + N + 2 R N) a member, backward s (2 R N + 2 R K + K N) + the
+gradients' own; dout and x are each read by both jobs, from the cache where a member's rows fit.
+
+Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+
+
+class Tiles(NamedTuple):
+    """A program's output tile, its step along the inner dimension, and how the compiler spreads it."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+
+def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str) -> Tiles:
+    """Tiles of a matrix product of n_row x n_column."""
+
+    def block(n: int, most: int) -> int:
+        return min(most, max(16, triton.next_power_of_2(n)))
+
+    if target == "interpreter":  # a program costs 2 ms whatever its size
+        return Tiles(block(n_row, 64), block(n_column, 64), 32, 4, 1)
+    if dtype == torch.float32:  # no tensor cores: with 16 sums a thread, operands and pointers fit beside them
+        return Tiles(block(n_row, 64), block(n_column, 64), 16, 8, 2)
+    M, N = block(n_row, 128), block(n_column, 128)
+    warps = 8 if M * N >= 128 * 64 else 4  # at most 64 registers of sums a thread
+    if target.startswith("gfx"):  # 64 KiB of LDS, and operands of 64 would spill
+        return Tiles(M, N, 32, warps, 2)
+    # Three stages of 32 KiB leave room for two programs; sm_120 holds 99 KiB.
+    return Tiles(M, N, 64, warps, 2 if target == "sm_120" else 3)
+
+
+@triton.jit
+def matmul_tile(
+    a_pointer, a_row_stride, a_inner_stride, b_pointer, b_inner_stride, b_column_stride, first_row, first_column,
+    n_row, n_column, n_inner,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """a b at [first_row, first_column], in float32."""
+    o_row = first_row + tl.arange(0, BLOCK_M)
+    o_column = first_column + tl.arange(0, BLOCK_N)
+    o_inner = tl.arange(0, BLOCK_K)
+    p_a = a_pointer + o_row[:, None].to(tl.int64) * a_row_stride + o_inner[None, :].to(tl.int64) * a_inner_stride
+    p_b = b_pointer + o_inner[:, None].to(tl.int64) * b_inner_stride + o_column[None, :].to(tl.int64) * b_column_stride
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, n_inner, BLOCK_K):
+        m_inner = start + o_inner < n_inner
+        b_a = tl.load(p_a, mask=(o_row < n_row)[:, None] & m_inner[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        b_b = tl.load(p_b, mask=m_inner[:, None] & (o_column < n_column)[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
+        total = dot(b_a, b_b, total, UPCAST)
+        p_a += BLOCK_K * a_inner_stride
+        p_b += BLOCK_K * b_inner_stride
+    return total
+
+
+@triton.jit
+def store_tile(pointer, tile, first_row, first_column, n_row, n_column, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A tile of a contiguous matrix [n_row, n_column]."""
+    o_row = first_row + tl.arange(0, BLOCK_M)
+    o_column = first_column + tl.arange(0, BLOCK_N)
+    p = pointer + o_row[:, None].to(tl.int64) * n_column + o_column[None, :]
+    tl.store(p, tile.to(pointer.dtype.element_ty), mask=(o_row < n_row)[:, None] & (o_column < n_column)[None, :])
+
+
+@triton.jit
+def add_bias_and_residual(
+    tile, bias, residual, first_row, first_column, n_row, n_column,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    o_row = first_row + tl.arange(0, BLOCK_M)
+    o_column = first_column + tl.arange(0, BLOCK_N)
+    if HAS_BIAS:
+        b_bias = tl.load(bias + o_column, mask=o_column < n_column, other=0.0).to(tl.float32)  # [BLOCK_N]
+        tile += b_bias[None, :]
+    if HAS_RESIDUAL:
+        p_residual = residual + o_row[:, None].to(tl.int64) * n_column + o_column[None, :]
+        tile += tl.load(p_residual, mask=(o_row < n_row)[:, None] & (o_column < n_column)[None, :], other=0.0).to(
+            tl.float32
+        )
+    return tile
+
+
+@triton.jit
+def column_sums(pointer, first_column, n_row, n_column, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The sum over rows of a contiguous matrix [n_row, n_column], [BLOCK_N] of its columns."""
+    o_row = tl.arange(0, BLOCK_R)
+    o_column = first_column + tl.arange(0, BLOCK_N)
+    p = pointer + o_row[:, None].to(tl.int64) * n_column + o_column[None, :]
+    total = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, n_row, BLOCK_R):
+        mask = (start + o_row < n_row)[:, None] & (o_column < n_column)[None, :]
+        total += tl.sum(tl.load(p, mask=mask, other=0.0).to(tl.float32), 0)
+        p += BLOCK_R * n_column
+    return total
+
+
+@triton.jit
+def linear_forward_kernel(
+    x, weight, bias, residual, out, n_row, d_in, d_out, weight_stride, bias_stride,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    # Programs that run side by side share a member's rows: consecutive tiles walk along a row.
+    n_tile = tl.cdiv(d_out, BLOCK_N)
+    first_row, first_column = i_tile // n_tile * BLOCK_M, i_tile % n_tile * BLOCK_N
+    tile = matmul_tile(
+        x + i_member * n_row * d_in, d_in, 1, weight + i_member * weight_stride, d_out, 1, first_row, first_column,
+        n_row, d_out, d_in, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+    )  # fmt: skip
+    offset = i_member * n_row * d_out
+    tile = add_bias_and_residual(
+        tile, bias + i_member * bias_stride, residual + offset, first_row, first_column, n_row, d_out,
+        HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    store_tile(out + offset, tile, first_row, first_column, n_row, d_out, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def linear_backward_kernel(
+    grad_out, x, weight, grad_x, grad_weight, grad_bias, n_row, d_in, d_out, n_tile_x,
+    weight_stride, grad_weight_stride, grad_bias_stride, HAS_BIAS: tl.constexpr,
+    X_M: tl.constexpr, X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    grad_out += i_member * n_row * d_out
+    x += i_member * n_row * d_in
+    if i_tile < n_tile_x:
+        n_tile = tl.cdiv(d_in, X_N)
+        first_row, first_column = i_tile // n_tile * X_M, i_tile % n_tile * X_N
+        tile = matmul_tile(
+            grad_out, d_out, 1, weight + i_member * weight_stride, 1, d_out, first_row, first_column,
+            n_row, d_in, d_out, X_M, X_N, BLOCK_K, UPCAST,
+        )  # fmt: skip
+        store_tile(grad_x + i_member * n_row * d_in, tile, first_row, first_column, n_row, d_in, X_M, X_N)
+    else:
+        n_tile = tl.cdiv(d_out, W_N)
+        first_row, first_column = (i_tile - n_tile_x) // n_tile * W_M, (i_tile - n_tile_x) % n_tile * W_N
+        tile = matmul_tile(
+            x, 1, d_in, grad_out, d_out, 1, first_row, first_column, d_in, d_out, n_row, W_M, W_N, BLOCK_K, UPCAST
+        )
+        store_tile(grad_weight + i_member * grad_weight_stride, tile, first_row, first_column, d_in, d_out, W_M, W_N)
+        if HAS_BIAS:
+            if first_row == 0:
+                sums = column_sums(grad_out, first_column, n_row, d_out, BLOCK_K, W_N)
+                o_column = first_column + tl.arange(0, W_N)
+                p_bias = grad_bias + i_member * grad_bias_stride + o_column
+                tl.store(p_bias, sums.to(grad_bias.dtype.element_ty), mask=o_column < d_out)
+
+
+def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """x W + b (+ residual): x [M, R, K] contiguous, weight [M, K, N] and bias [M, N] of any member stride -> [M, R, N]."""
+    n_member, n_row, d_in = x.shape
+    d_out = weight.shape[2]
+    out = x.new_empty(n_member, n_row, d_out)
+    tiles = tiles_for(n_row, d_out, x.dtype, target_of(x.device))
+    launch(
+        linear_forward_kernel,
+        (cdiv(n_row, tiles.BLOCK_M) * cdiv(d_out, tiles.BLOCK_N), n_member),
+        x, weight, bias if bias is not None else x, residual if residual is not None else x, out,
+        n_row, d_in, d_out, weight.stride(0), bias.stride(0) if bias is not None else 0,
+        reads=[x, weight, bias, residual],
+        writes=[out],
+        flops=2 * n_member * n_row * d_in * d_out,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        UPCAST=upcasts(x.dtype),
+        **tiles._asdict(),
+    )  # fmt: skip
+    return out
+
+
+def linear_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    grad_weight: Tensor | None = None,
+    grad_bias: Tensor | None = None,
+    *,
+    has_bias: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(grad_x, grad_weight, grad_bias) of `linear_forward`; those of the weights are written where they are given."""
+    n_member, n_row, d_in = x.shape
+    d_out = weight.shape[2]
+    grad_x = torch.empty_like(x)
+    if grad_weight is None:
+        grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
+    if grad_bias is None and has_bias:
+        grad_bias = torch.empty(n_member, d_out, dtype=weight.dtype, device=x.device)
+    target = target_of(x.device)
+    of_x, of_weight = tiles_for(n_row, d_in, x.dtype, target), tiles_for(d_in, d_out, x.dtype, target)
+    n_tile_x = cdiv(n_row, of_x.BLOCK_M) * cdiv(d_in, of_x.BLOCK_N)
+    launch(
+        linear_backward_kernel,
+        (n_tile_x + cdiv(d_in, of_weight.BLOCK_M) * cdiv(d_out, of_weight.BLOCK_N), n_member),
+        grad_out, x, weight, grad_x, grad_weight, grad_bias if has_bias else x, n_row, d_in, d_out, n_tile_x,
+        weight.stride(0), grad_weight.stride(0), grad_bias.stride(0) if grad_bias is not None else 0,
+        reads=[grad_out, x, weight],
+        writes=[grad_x, grad_weight, grad_bias if has_bias else None],
+        flops=4 * n_member * n_row * d_in * d_out,
+        HAS_BIAS=has_bias,
+        X_M=of_x.BLOCK_M,
+        X_N=of_x.BLOCK_N,
+        W_M=of_weight.BLOCK_M,
+        W_N=of_weight.BLOCK_N,
+        BLOCK_K=of_x.BLOCK_K,
+        UPCAST=upcasts(x.dtype),
+        num_warps=max(of_x.num_warps, of_weight.num_warps),
+        num_stages=of_x.num_stages,
+    )  # fmt: skip
+    return grad_x, grad_weight, grad_bias
+
+
+@operator()
+def linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    return linear_forward(x, weight, bias, residual)
+
+
+@operator()
+def linear_gradients(grad_out: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight, grad_bias = linear_backward(grad_out.contiguous(), x, weight, has_bias=has_bias)
+    return grad_x, grad_weight, grad_bias if grad_bias is not None else x.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, residual = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+
+
+def _gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = linear_gradients(grad_out, x, weight, ctx.has_bias)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, grad_out if ctx.has_residual else None
+
+
+linear_op.register_autograd(_gradients, setup_context=_save)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """x W + b, and the residual added, for each member of a fleet.
+
+    x: [M, R, K], weight: [M, K, N], bias: [M, N], residual: [M, R, N] -> [M, R, N]; of a single model all without M.
+    float32, float16 or bfloat16, sums in float32. Raises ValueError for shapes, dtypes or devices that do not fit.
+    """
+    if x.dim() == 2:
+        single = [t.unsqueeze(0) if t is not None else None for t in (x, weight, bias, residual)]
+        return linear(*single).squeeze(0)  # type: ignore[arg-type]
+    check_first("x", x)
+    check("x", x, (None, None, None), x)
+    check("weight", weight, (x.shape[0], x.shape[2], None), x)
+    check("bias", bias, (x.shape[0], weight.shape[2]), x)
+    check("residual", residual, (*x.shape[:2], weight.shape[2]), x)
+    residual = residual.contiguous() if residual is not None else None
+    return linear_op(x.contiguous(), rows_contiguous(weight), rows_contiguous(bias), residual)
+
+
+def rows_contiguous(tensor: Any) -> Any:
+    """The tensor, or a copy unless each member's part of it is contiguous."""
+    return tensor if tensor is None or tensor[0].is_contiguous() else tensor.contiguous()

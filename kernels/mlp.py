@@ -1,0 +1,289 @@
+"""The MLP of a fleet: out = act(x W_up + b_up) W_down + b_down (+ residual), one member's weights for each member's rows.
+
+x [M, R, d], W_up [M, d, F] ("gelu", "gelu_exact") or [M, d, 2 F] ("swiglu", "geglu": gate, then value; Shazeer 2020),
+W_down [M, F, d], residual and out [M, R, d]. "gelu" is the tanh form of GPT-2, as is the gate of "geglu".
+
+What is kept for the backward is u = x W_up + b_up alone: act(u) is formed again wherever it is read, which costs a few
+instructions a number and saves writing and reading R F of them. The product with W_down takes act(u) as its operand; the
+gradient of u is the epilogue of dout W_down^T.
+
+Launches: 2 forward (u; out), 2 backward (du, dW_down, db_down; dx, dW_up, db_up). Programs of the first backward launch
+have two jobs by index: tiles of du, and tiles of dW_down. Each output element has one writer.
+Bytes at least, of an item size s and U columns of u (F or 2 F): forward s (2 R U + 3 R d) + the weights, backward
+s (4 R U + 3 R d) + the weights twice.
+
+Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+from pyscaling.kernels.linear import (
+    add_bias_and_residual,
+    column_sums,
+    linear_backward,
+    linear_forward,
+    matmul_tile,
+    rows_contiguous,
+    store_tile,
+    tiles_for,
+)
+
+ACTIVATIONS = ("gelu", "gelu_exact", "swiglu", "geglu")
+_GATED = ("swiglu", "geglu")
+
+
+@triton.jit
+def activation_and_slope(u, ACTIVATION: tl.constexpr):
+    """act(u) and its derivative, float32; of a gated one the activation of the gate."""
+    if ACTIVATION == "gelu_exact":
+        share = 0.5 * (1.0 + tl.math.erf(u * 0.7071067811865476))
+        return u * share, share + u * tl.exp(-0.5 * u * u) * 0.3989422804014327
+    elif ACTIVATION == "swiglu":
+        share = tl.sigmoid(u)
+        return u * share, share * (1.0 + u * (1.0 - share))
+    else:  # (1 + tanh z) / 2 = sigmoid(2 z)
+        share = tl.sigmoid(u * (1.5957691216057308 + 0.07135481282553384 * u * u))
+        slope = 1.5957691216057308 + 0.21406443847660152 * u * u
+        return u * share, share + u * share * (1.0 - share) * slope
+
+
+@triton.jit
+def activated_matmul_tile(
+    u, u_row_stride, u_inner_stride, value_offset, b_pointer, b_inner_stride, first_row, first_column,
+    n_row, n_column, n_inner, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """act(u) b at [first_row, first_column], in float32; b has contiguous columns."""
+    o_row = first_row + tl.arange(0, BLOCK_M)
+    o_column = first_column + tl.arange(0, BLOCK_N)
+    o_inner = tl.arange(0, BLOCK_K)
+    p_u = u + o_row[:, None].to(tl.int64) * u_row_stride + o_inner[None, :].to(tl.int64) * u_inner_stride
+    p_b = b_pointer + o_inner[:, None].to(tl.int64) * b_inner_stride + o_column[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, n_inner, BLOCK_K):
+        m_inner = start + o_inner < n_inner
+        m_u = (o_row < n_row)[:, None] & m_inner[None, :]
+        b_h, _ = activation_and_slope(
+            tl.load(p_u, mask=m_u, other=0.0).to(tl.float32), ACTIVATION
+        )  # [BLOCK_M, BLOCK_K]
+        if GATED:
+            b_h *= tl.load(p_u + value_offset, mask=m_u, other=0.0).to(tl.float32)
+        b_b = tl.load(p_b, mask=m_inner[:, None] & (o_column < n_column)[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
+        if not UPCAST:
+            b_h = b_h.to(b_b.dtype)
+        total = dot(b_h, b_b, total, UPCAST)
+        p_u += BLOCK_K * u_inner_stride
+        p_b += BLOCK_K * b_inner_stride
+    return total
+
+
+@triton.jit
+def down_forward_kernel(
+    u, weight, bias, residual, out, n_row, d_ff, d_model, u_width, weight_stride, bias_stride,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    n_tile = tl.cdiv(d_model, BLOCK_N)
+    first_row, first_column = i_tile // n_tile * BLOCK_M, i_tile % n_tile * BLOCK_N
+    tile = activated_matmul_tile(
+        u + i_member * n_row * u_width, u_width, 1, d_ff, weight + i_member * weight_stride, d_model, first_row, first_column,
+        n_row, d_model, d_ff, ACTIVATION, GATED, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+    )  # fmt: skip
+    offset = i_member * n_row * d_model
+    tile = add_bias_and_residual(
+        tile, bias + i_member * bias_stride, residual + offset, first_row, first_column, n_row, d_model,
+        HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    store_tile(out + offset, tile, first_row, first_column, n_row, d_model, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def down_backward_kernel(
+    grad_out, u, weight, grad_u, grad_weight, grad_bias, n_row, d_ff, d_model, u_width, n_tile_u,
+    weight_stride, grad_weight_stride, grad_bias_stride,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    U_M: tl.constexpr, U_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    grad_out += i_member * n_row * d_model
+    u += i_member * n_row * u_width
+    if i_tile < n_tile_u:
+        n_tile = tl.cdiv(d_ff, U_N)
+        first_row, first_column = i_tile // n_tile * U_M, i_tile % n_tile * U_N
+        tile = matmul_tile(
+            grad_out, d_model, 1, weight + i_member * weight_stride, 1, d_model, first_row, first_column,
+            n_row, d_ff, d_model, U_M, U_N, BLOCK_K, UPCAST,
+        )  # fmt: skip
+        o_row = first_row + tl.arange(0, U_M)
+        o_column = first_column + tl.arange(0, U_N)
+        offset = o_row[:, None].to(tl.int64) * u_width + o_column[None, :]  # [U_M, U_N]
+        mask = (o_row < n_row)[:, None] & (o_column < d_ff)[None, :]
+        b_act, b_slope = activation_and_slope(tl.load(u + offset, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
+        p_grad = grad_u + i_member * n_row * u_width + offset
+        if GATED:
+            b_value = tl.load(u + d_ff + offset, mask=mask, other=0.0).to(tl.float32)
+            tl.store(p_grad + d_ff, (tile * b_act).to(grad_u.dtype.element_ty), mask=mask)
+            tile *= b_value
+        tl.store(p_grad, (tile * b_slope).to(grad_u.dtype.element_ty), mask=mask)
+    else:
+        n_tile = tl.cdiv(d_model, W_N)
+        first_row, first_column = (i_tile - n_tile_u) // n_tile * W_M, (i_tile - n_tile_u) % n_tile * W_N
+        tile = activated_matmul_tile(
+            u, 1, u_width, d_ff, grad_out, d_model, first_row, first_column,
+            d_ff, d_model, n_row, ACTIVATION, GATED, W_M, W_N, BLOCK_K, UPCAST,
+        )  # fmt: skip
+        store_tile(grad_weight + i_member * grad_weight_stride, tile, first_row, first_column, d_ff, d_model, W_M, W_N)
+        if HAS_BIAS:
+            if first_row == 0:
+                sums = column_sums(grad_out, first_column, n_row, d_model, BLOCK_K, W_N)
+                o_column = first_column + tl.arange(0, W_N)
+                p_bias = grad_bias + i_member * grad_bias_stride + o_column
+                tl.store(p_bias, sums.to(grad_bias.dtype.element_ty), mask=o_column < d_model)
+
+
+def mlp_forward(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out, u) of the MLP; u is what `mlp_backward` needs. Weights may have any member stride."""
+    n_member, n_row, _ = x.shape
+    _, d_ff, d_model = down.shape
+    u = linear_forward(x, up, up_bias)
+    out = x.new_empty(n_member, n_row, d_model)
+    tiles = tiles_for(n_row, d_model, x.dtype, target_of(x.device))
+    launch(
+        down_forward_kernel,
+        (cdiv(n_row, tiles.BLOCK_M) * cdiv(d_model, tiles.BLOCK_N), n_member),
+        u, down, down_bias if down_bias is not None else u, residual if residual is not None else u, out,
+        n_row, d_ff, d_model, u.shape[2], down.stride(0), down_bias.stride(0) if down_bias is not None else 0,
+        reads=[u, down, down_bias, residual],
+        writes=[out],
+        flops=2 * n_member * n_row * d_ff * d_model,
+        HAS_BIAS=down_bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        ACTIVATION=activation,
+        GATED=activation in _GATED,
+        UPCAST=upcasts(x.dtype),
+        **tiles._asdict(),
+    )  # fmt: skip
+    return out, u
+
+
+def mlp_backward(
+    grad_out: Tensor, x: Tensor, up: Tensor, down: Tensor, u: Tensor, activation: str,
+    grad_up: Tensor | None = None, grad_up_bias: Tensor | None = None,
+    grad_down: Tensor | None = None, grad_down_bias: Tensor | None = None,
+    *, has_bias: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
+    """(grad_x, grad_up, grad_up_bias, grad_down, grad_down_bias); those of the weights are written where they are given."""
+    n_member, n_row, _ = x.shape
+    _, d_ff, d_model = down.shape
+    grad_u = torch.empty_like(u)
+    if grad_down is None:
+        grad_down = torch.empty(down.shape, dtype=down.dtype, device=x.device)
+    if grad_down_bias is None and has_bias:
+        grad_down_bias = torch.empty(n_member, d_model, dtype=down.dtype, device=x.device)
+    target = target_of(x.device)
+    # Gate and value beside the sums: half a tile, or registers spill.
+    widest = 64 if activation in _GATED else 128
+    of_u, of_weight = (
+        tiles_for(n_row, min(d_ff, widest), x.dtype, target),
+        tiles_for(d_ff, min(d_model, widest), x.dtype, target),
+    )
+    n_tile_u = cdiv(n_row, of_u.BLOCK_M) * cdiv(d_ff, of_u.BLOCK_N)
+    launch(
+        down_backward_kernel,
+        (n_tile_u + cdiv(d_ff, of_weight.BLOCK_M) * cdiv(d_model, of_weight.BLOCK_N), n_member),
+        grad_out, u, down, grad_u, grad_down, grad_down_bias if has_bias else u,
+        n_row, d_ff, d_model, u.shape[2], n_tile_u, down.stride(0), grad_down.stride(0),
+        grad_down_bias.stride(0) if grad_down_bias is not None else 0,
+        reads=[grad_out, u, down],
+        writes=[grad_u, grad_down, grad_down_bias if has_bias else None],
+        flops=4 * n_member * n_row * d_ff * d_model,
+        HAS_BIAS=has_bias,
+        ACTIVATION=activation,
+        GATED=activation in _GATED,
+        U_M=of_u.BLOCK_M,
+        U_N=of_u.BLOCK_N,
+        W_M=of_weight.BLOCK_M,
+        W_N=of_weight.BLOCK_N,
+        BLOCK_K=of_u.BLOCK_K,
+        UPCAST=upcasts(x.dtype),
+        num_warps=max(of_u.num_warps, of_weight.num_warps),
+        num_stages=of_u.num_stages,
+    )  # fmt: skip
+    grad_x, grad_up, grad_up_bias = linear_backward(grad_u, x, up, grad_up, grad_up_bias, has_bias=has_bias)
+    return grad_x, grad_up, grad_up_bias, grad_down, grad_down_bias
+
+
+@operator()
+def mlp_op(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return mlp_forward(x, up, up_bias, down, down_bias, residual, activation)
+
+
+@operator()
+def mlp_gradients(
+    grad_out: Tensor, x: Tensor, up: Tensor, down: Tensor, u: Tensor, activation: str, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradients = mlp_backward(grad_out.contiguous(), x, up, down, u, activation, has_bias=has_bias)
+    return tuple(g if g is not None else x.new_empty(0) for g in gradients)  # type: ignore[return-value]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, up, up_bias, down, _, residual, activation = inputs
+    ctx.save_for_backward(x, up, down, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.activation, ctx.has_bias, ctx.has_residual = activation, up_bias is not None, residual is not None
+
+
+def _gradients(ctx: Any, grad_out: Tensor, _grad_u: Tensor) -> tuple[Tensor | None, ...]:
+    x, up, down, u = ctx.saved_tensors
+    grad_x, *weights = mlp_gradients(grad_out, x, up, down, u, ctx.activation, ctx.has_bias)
+    grad_up, grad_up_bias, grad_down, grad_down_bias = weights
+    biases = (grad_up_bias, grad_down_bias) if ctx.has_bias else (None, None)
+    return grad_x, grad_up, biases[0], grad_down, biases[1], grad_out if ctx.has_residual else None, None
+
+
+mlp_op.register_autograd(_gradients, setup_context=_save)
+
+
+def mlp(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str = "gelu",
+    residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Up-projection, activation, down-projection, and the residual added, for each member of a fleet.
+
+    x: [M, R, d], up: [M, d, F], or [M, d, 2 F] for a gated activation, up_bias: [M, F or 2 F], down: [M, F, d],
+    down_bias: [M, d], residual: [M, R, d] -> [M, R, d]; of a single model all without M. Biases are given both or neither.
+    activation: "gelu" (tanh form), "gelu_exact", "swiglu" or "geglu".
+    float32, float16 or bfloat16, sums in float32. Raises ValueError for shapes, dtypes or devices that do not fit.
+    """
+    if x.dim() == 2:
+        single = [t.unsqueeze(0) if t is not None else None for t in (x, up, up_bias, down, down_bias, residual)]
+        return mlp(*single[:5], activation, single[5]).squeeze(0)  # type: ignore[arg-type]
+    check_first("x", x)
+    check("x", x, (None, None, None), x)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is unknown; known are {', '.join(ACTIVATIONS)}.")
+    if (up_bias is None) != (down_bias is None):
+        raise ValueError("up_bias and down_bias must be given both or neither; pass zeros for the one that is missing.")
+    n_member, _, d = x.shape
+    check("down", down, (n_member, None, None), x)
+    width = down.shape[1] * (2 if activation in _GATED else 1)
+    check("up", up, (n_member, d, width), x)
+    check("up_bias", up_bias, (n_member, width), x)
+    check("down_bias", down_bias, (n_member, down.shape[2]), x)
+    check("residual", residual, (*x.shape[:2], down.shape[2]), x)
+    residual = residual.contiguous() if residual is not None else None
+    weights = map(rows_contiguous, (up, up_bias, down, down_bias))
+    return mlp_op(x.contiguous(), *weights, residual, activation)[0]

@@ -1,0 +1,234 @@
+"""Linear layers and MLP of a fleet in Triton's interpreter, against float64 and against PyTorch in the same precision."""
+
+import pytest
+import torch
+
+from pyscaling.kernels import reference
+from pyscaling.kernels.launch import compiled_for, observers
+from pyscaling.kernels.linear import linear, linear_backward, linear_forward, tiles_for
+from pyscaling.kernels.mlp import ACTIVATIONS, mlp, mlp_backward, mlp_forward
+
+HALF, SINGLE, BRAIN = torch.float16, torch.float32, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that an operation allocates holds NaN until it is written."""
+    new_empty, empty, empty_like = torch.Tensor.new_empty, torch.empty, torch.empty_like
+
+    def filled(make):  # type: ignore[no-untyped-def]
+        def poison(*args, **options):  # type: ignore[no-untyped-def]
+            tensor = make(*args, **options)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return poison
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled(new_empty))
+    monkeypatch.setattr(torch, "empty", filled(empty))
+    monkeypatch.setattr(torch, "empty_like", filled(empty_like))
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = SINGLE) -> torch.Tensor:
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype).requires_grad_()
+
+
+def linear_case(M: int, R: int, K: int, N: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    shapes = ((M, R, K), (M, K, N), (M, N), (M, R, N))
+    return [random(*shape, seed=k, dtype=dtype) for k, shape in enumerate(shapes)]
+
+
+def mlp_case(M: int, R: int, d: int, F: int, activation: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    width = F * (2 if activation in ("swiglu", "geglu") else 1)
+    shapes = ((M, R, d), (M, d, width), (M, width), (M, F, d), (M, d), (M, R, d))
+    scales = (1.0, d**-0.5, 1.0, F**-0.5, 1.0, 1.0)
+    return [random(*s, seed=k, scale=c, dtype=dtype) for k, (s, c) in enumerate(zip(shapes, scales, strict=True))]
+
+
+def plain_linear(x, weight, bias, residual):  # type: ignore[no-untyped-def]
+    return reference.linear(x, weight, bias) + residual
+
+
+def plain_mlp(activation: str):  # type: ignore[no-untyped-def]
+    def compute(x, up, up_bias, down, down_bias, residual):  # type: ignore[no-untyped-def]
+        return reference.mlp(x, up, up_bias, down, down_bias, activation) + residual
+
+    return compute
+
+
+def outputs_and_gradients(function, inputs, grad):  # type: ignore[no-untyped-def]
+    out = function(*inputs)
+    return [out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+
+
+def check_errors(ours, plain, inputs, factor: float = 2.0) -> None:  # type: ignore[no-untyped-def]
+    """Our error, relative to the largest number, is at most `factor` times PyTorch's in the same precision, or an ulp."""
+    grad = torch.randn(ours(*inputs).shape, generator=torch.Generator().manual_seed(9)).to(inputs[0].dtype)
+    exact = outputs_and_gradients(plain, [t.detach().double().requires_grad_() for t in inputs], grad)
+    peer = outputs_and_gradients(plain, inputs, grad)
+    for mine, theirs, truth in zip(outputs_and_gradients(ours, inputs, grad), peer, exact, strict=True):
+        size = truth.abs().max()
+        allowed = factor * max((theirs.double() - truth).abs().max() / size, torch.finfo(mine.dtype).eps)
+        assert (mine.double() - truth).abs().max() / size <= allowed
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, HALF])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 100, 40, 72), (5, 7, 65, 3), (1, 63, 130, 129)])
+def test_linear(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    check_errors(linear, plain_linear, linear_case(*sizes, dtype))
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, HALF])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp(activation: str, dtype: torch.dtype) -> None:
+    check_errors(
+        lambda *inputs: mlp(*inputs[:5], activation, inputs[5]),
+        plain_mlp(activation),
+        mlp_case(2, 70, 24, 50, activation, dtype),
+    )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bfloat16(activation: str) -> None:
+    """The interpreter truncates where hardware rounds: twice the error; three roundings in a row (u, act(u), out)."""
+    inputs = mlp_case(1, 33, 16, 40, activation, BRAIN)
+    check_errors(lambda *i: mlp(*i[:5], activation, i[5]), plain_mlp(activation), inputs, factor=6.0)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_tiny_and_huge(scale: float) -> None:
+    x, weight, bias, residual = linear_case(1, 20, 16, 20, SINGLE)
+    check_errors(lambda *i: linear(*i), plain_linear, [(scale * x).detach().requires_grad_(), weight, bias, residual])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_far_out(activation: str) -> None:
+    """Beyond |u| = 100 every activation is 0 or u, and its slope 0 or 1; nothing overflows."""
+    u = torch.tensor([-3e4, -100.0, 0.0, 100.0, 3e4])
+    inputs = [
+        torch.ones(1, 1, 1), u.repeat(2 if "glu" in activation and activation[:4] != "gelu" else 1).view(1, 1, -1),
+        None, torch.eye(5).view(1, 5, 5), None,
+    ]  # fmt: skip
+    out = mlp(*inputs, activation)
+    ours, truth = out, reference.mlp(*inputs, activation)
+    assert torch.isfinite(ours).all()
+    torch.testing.assert_close(ours, truth, rtol=1e-6, atol=1e-30)
+
+
+def test_without_bias_and_residual_and_of_one_model() -> None:
+    x, weight, bias, residual = (t.detach() for t in linear_case(2, 10, 12, 9, SINGLE))
+    torch.testing.assert_close(linear(x, weight), x @ weight)
+    torch.testing.assert_close(linear(x[1], weight[1], bias[1], residual[1]), x[1] @ weight[1] + bias[1] + residual[1])
+    inputs = [t.detach() for t in mlp_case(2, 10, 12, 20, "swiglu", SINGLE)]
+    one = mlp(inputs[0][1], inputs[1][1], None, inputs[3][1], None, "swiglu")
+    torch.testing.assert_close(one, reference.mlp(inputs[0], inputs[1], None, inputs[3], None, "swiglu")[1])
+
+
+def test_weights_and_gradients_lie_in_flat_rows() -> None:
+    """Weights are views of [M, P], and gradients are written into such views; the numbers between them stay untouched."""
+    M, R, d, F = 3, 20, 8, 24
+    x, up, up_bias, down, down_bias, residual = (t.detach() for t in mlp_case(M, R, d, F, "gelu", SINGLE))
+    parts = (up, up_bias, down, down_bias)
+    ends = torch.tensor([0, *(t[0].numel() + 5 for t in parts)]).cumsum(0).tolist()
+    flat, gradient = torch.full((M, ends[-1]), torch.nan), torch.full((M, ends[-1]), 77.0)
+    views, outs = (
+        [row[:, a : a + t[0].numel()].view(t.shape) for a, t in zip(ends, parts, strict=False)]
+        for row in (flat, gradient)
+    )
+    for view, part in zip(views, parts, strict=True):
+        view.copy_(part)
+    out, u = mlp_forward(x, *views, residual, "gelu")
+    expected, u_contiguous = mlp_forward(x, *parts, residual, "gelu")
+    assert torch.equal(out, expected)
+    grad = torch.ones_like(out)
+    grad_x, *_ = mlp_backward(grad, x, views[0], views[2], u, "gelu", *outs)
+    plain = mlp_backward(grad, x, up, down, u_contiguous, "gelu")
+    assert torch.equal(grad_x, plain[0])
+    for view, gradient_of in zip(outs, plain[1:], strict=True):
+        assert torch.equal(view, gradient_of)
+    between = torch.ones(ends[-1], dtype=torch.bool)
+    for a, t in zip(ends, parts, strict=False):
+        between[a : a + t[0].numel()] = False
+    assert (gradient[:, between] == 77.0).all()
+
+
+def test_members_do_not_touch() -> None:
+    inputs = [t.detach() for t in mlp_case(3, 40, 16, 24, "geglu", SINGLE)]
+    spoilt = [t.clone() for t in inputs]
+    for tensor in spoilt:
+        tensor[1] = torch.nan
+    alone = [t[[0, 2]] for t in inputs]
+    results = []
+    for case in (inputs, spoilt, alone):
+        case = [t.clone().requires_grad_() for t in case]
+        grad = torch.ones(case[0].shape)
+        results.append(outputs_and_gradients(lambda *i: mlp(*i[:5], "geglu", i[5]), case, grad))
+    for whole, with_nan, pair in zip(*results, strict=True):
+        assert torch.equal(whole[[0, 2]], with_nan[[0, 2]]) and torch.equal(whole[[0, 2]], pair)
+
+
+def test_guard_rows_are_not_read() -> None:
+    x, weight, bias, residual = (t.detach() for t in linear_case(1, 30, 20, 10, SINGLE))
+    guarded = torch.full((1, 40, 20), torch.nan)
+    guarded[:, 5:35] = x
+    assert torch.equal(linear(guarded[:, 5:35], weight, bias, residual), linear(x, weight, bias, residual))
+
+
+def test_traceable() -> None:
+    inputs = linear_case(2, 10, 8, 6, SINGLE)
+    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(
+        outputs_and_gradients(compiled, inputs, torch.ones(2, 10, 6)),
+        outputs_and_gradients(linear, inputs, torch.ones(2, 10, 6)),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    torch.library.opcheck(torch.ops.pyscaling.mlp_op, (*mlp_case(1, 5, 4, 6, "gelu", SINGLE), "gelu"))
+
+
+def test_launches() -> None:
+    """One forward and one backward of a linear layer, two and two of an MLP, of any number of members."""
+    seen: list[str] = []
+    observers.append(lambda record: seen.append(record.kernel.fn.__name__))
+    try:
+        x, w = torch.empty(16, 64, 32, device="meta"), torch.empty(16, 32, 128, device="meta")
+        linear_backward(linear_forward(x, w), x, w, has_bias=False)
+        assert len(seen) == 2
+        down = torch.empty(16, 128, 32, device="meta")
+        out, u = mlp_forward(x, w, None, down, None, x, "gelu")
+        mlp_backward(out, x, w, down, u, "gelu", has_bias=False)
+        assert len(seen) == 6
+    finally:
+        observers.pop()
+
+
+def test_tiles_suit_the_target() -> None:
+    """Stages fit the shared memory that a target has, in bytes."""
+    limits = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64, "gfx950": 160}
+    for target, kibibytes in limits.items():
+        with compiled_for(target):
+            tiles = tiles_for(4096, 4096, BRAIN, target)
+        assert 2 * tiles.BLOCK_K * (tiles.BLOCK_M + tiles.BLOCK_N) * tiles.num_stages <= kibibytes * 1024
+
+
+X = torch.zeros(2, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linear(X.double(), torch.zeros(2, 4, 3)), "x must be float32, float16 or bfloat16, got float64"),
+        (lambda: linear(X[None], torch.zeros(2, 4, 3)), "x must have shape"),
+        (lambda: linear(X, torch.zeros(2, 5, 3)), r"weight must have shape \[2, 4, any\], got \[2, 5, 3\]"),
+        (lambda: linear(X, torch.zeros(3, 4, 3)), "weight must have shape"),
+        (lambda: linear(X, torch.zeros(2, 4, 3).half()), "weight must be float32, got float16"),
+        (lambda: linear(X, torch.zeros(2, 4, 3, device="meta")), "weight is on meta"),
+        (lambda: linear(X, torch.zeros(2, 4, 3), torch.zeros(3)), "bias must have shape"),
+        (lambda: linear(X, torch.zeros(2, 4, 3), None, torch.zeros(2, 5, 4)), "residual must have shape"),
+        (lambda: mlp(X, torch.zeros(2, 4, 8), None, torch.zeros(2, 8, 4), None, "relu"), "activation='relu' is unknown"),
+        (lambda: mlp(X, torch.zeros(2, 4, 8), None, torch.zeros(2, 8, 4), None, "swiglu"), "up must have shape"),
+        (lambda: mlp(X, torch.zeros(2, 4, 8), torch.zeros(2, 8), torch.zeros(2, 8, 4), None), "both or neither"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from pyscaling.fitting import Fit
+    from pyscaling.laws import Law
     from pyscaling.report.analysis import Analysis, HeldOutTest, LawChoice
     from pyscaling.runs import Runs
 
@@ -29,7 +30,12 @@ TableArgument = Annotated[
     Path,
     typer.Argument(metavar="RUNS", help="Table of runs: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False),
 ]
-LawOption = Annotated[str, typer.Option(help="A law by name (see `pyscaling laws`) or an expression over N, D, C, S.")]
+LawOption = Annotated[
+    str,
+    typer.Option(
+        help="A law by name (see `pyscaling laws`) or an expression, whose names that are columns are variables."
+    ),
+]
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option("--column", "-c", metavar="NAME=HEADER", help="Header of a column, as N=params; may be repeated."),
@@ -53,7 +59,7 @@ def one_clear_message() -> Iterator[None]:
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fit of |isoflop ", category=UserWarning)
+            warnings.filterwarnings("ignore", message=r"fit of |isoflop |R\^2 of ", category=UserWarning)
             yield
     except (ValueError, OSError) as error:
         _fail(str(error))
@@ -103,8 +109,37 @@ def fit_command(
     delta: DeltaOption = 1e-3,
     residual: ResidualOption = "log",
     column: ColumnOption = None,
+    response: Annotated[str | None, typer.Option(help="Column that the law gives.  [default: loss]")] = None,
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(help="A variable of an expression; may be repeated.  [default: its names that are columns]"),
+    ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(help="The parameters of an expression that are positive; may be repeated.  [default: all]"),
+    ] = None,
     fixed: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter that is known; may be repeated.")
+    ] = None,
+    bounds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LOW:HIGH", help="Bounds of a parameter, an open end left empty; may be repeated."),
+    ] = None,
+    tied: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,NAME", help="Parameters that share one value; may be repeated.")
+    ] = None,
+    starts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT|FILE", help="Automatic starts, or a .csv of starts: a column a parameter.  [default: 64]"
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of weights.")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE|COLUMN", help="Known standard deviation of the residuals, with --objective gaussian."
+        ),
     ] = None,
     group: Annotated[
         str | None, typer.Option(help="Column of data sets or architectures, each with parameters of its own.")
@@ -124,26 +159,51 @@ def fit_command(
     """Fit a law to a table of runs and say how sure it is.
 
     The table needs the law's variables and the loss; the usual headers are recognised, others are named with --column.
-    C is 6ND where it is missing, and D = C/6N where D is.
+    C is 6ND where it is missing, and D = C/6N where D is. A law of your own is an expression: its names that are columns
+    are variables, as x in --law "E + K*x**-p" --response acc.
     """
     with one_clear_message():
+        from pyscaling.fitting.fit import law_over
+
         _check_level(level)
         _check_outputs(json, plot)
         if bootstrap == 1:
             raise ValueError("--bootstrap 1 gives no interval; 0 skips it, 1,000 or more make a steady one.")
-        known = {name: float(value) for name, value in _pairs("--fixed", fixed, "alpha=0.35")}
+        runs = _read(table, column)
+        sigma = float(noise) if noise is not None and _is_number(noise) else noise
+        columns = {"response": response, "weights": weights, "noise": sigma, "group": group, "cluster": cluster}
+        for option, name in [*columns.items(), *(("variable", name) for name in variable or ())]:
+            if isinstance(name, str) and name not in runs:
+                raise ValueError(
+                    f"--{option} {name!r} is no column of {runs.source}, which holds {', '.join(runs.columns)}."
+                )
         fitted = _fit_table(
-            _read(table, column), law, objective, delta, residual, fixed=known, group=group, shared=shared
+            runs,
+            law_over(law, runs, variables=variable or (), positive=positive or (), response=response),
+            objective,
+            delta,
+            residual,
+            starts=_starts(starts),
+            weights=weights,
+            noise=sigma,
+            bounds=_bounds(bounds),
+            fixed={name: _number("--fixed", f"{name}={x}", x) for name, x in _pairs("--fixed", fixed, "alpha=0.35")},
+            tied=_tied(tied),
+            group=group,
+            shared=shared,
         )
+        profiles = {name: fitted.profile(name, cluster) for name in profile or ()}
         intervals = {}
         if bootstrap:
-            boot = fitted.bootstrap(bootstrap, cluster=cluster)
+            boot = fitted.bootstrap(bootstrap, cluster, resample=None)
             intervals = {name: boot.interval(name, level=level) for name in fitted.params}
         _print_fit(fitted, intervals, level, bootstrap)
-        for name in profile or ():
-            typer.echo(str(fitted.profile(name)))
+        for found in profiles.values():
+            typer.echo(found.summary(level))
         if json is not None:
-            _write_fit(json, fitted, intervals, level)
+            _write_fit(
+                json, fitted, intervals, {name: found.interval(level) for name, found in profiles.items()}, level
+            )
         if plot is not None:
             _save(fitted.plot(), plot)
 
@@ -193,8 +253,9 @@ def isoflop_command(
         from pyscaling.fitting import isoflop
 
         _check_outputs(json, plot)
-        given = budgets.split(",") if budgets else []
-        which: Any = [float(b) for b in given] if given and all(map(_is_number, given)) else budgets
+        which: Any = budgets
+        if budgets and any(map(_is_number, budgets.split(","))):
+            which = [_number("--budgets", budgets, flops) for flops in budgets.split(",")]
         _show(isoflop(_read(table, column), which, method, tolerance=tolerance, n=bootstrap), json, plot)
 
 
@@ -318,7 +379,47 @@ def _pairs(option: str, given: list[str] | None, example: str) -> list[tuple[str
     return pairs
 
 
-def _fit_table(runs: "Runs", law: str, objective: str, delta: float, residual: str, **more: Any) -> "Fit":
+def _number(option: str, given: str, text: str) -> float:
+    if not _is_number(text):
+        raise ValueError(f"{option} {given!r}: {text!r} is not a number.")
+    return float(text)
+
+
+def _bounds(given: list[str] | None) -> dict[str, tuple[float | None, float | None]]:
+    """NAME=LOW:HIGH, where an end may be empty."""
+    bounds = {}
+    for name, ends in _pairs("--bounds", given, "E=1:2"):
+        low, sign, high = ends.partition(":")
+        if not sign:
+            raise ValueError(f"--bounds {name}={ends!r} must be written as in --bounds E=1:2, or E=1: for an open end.")
+        pair = [_number("--bounds", f"{name}={ends}", end) if end.strip() else None for end in (low, high)]
+        bounds[name] = pair[0], pair[1]
+    return bounds
+
+
+def _tied(given: list[str] | None) -> list[list[str]]:
+    for names in given or ():
+        if "," not in names:
+            raise ValueError(f"--tied {names!r} must name parameters that share one value, as in --tied alpha,beta.")
+    return [[name.strip() for name in names.split(",")] for names in given or ()]
+
+
+def _starts(given: str | None) -> Any:
+    """A count, or starts from the rows of a file."""
+    import csv
+
+    if given is None:
+        return "auto"
+    if given.isdecimal():
+        return int(given)
+    if not Path(given).is_file():
+        raise ValueError(f"--starts {given!r} is neither a count nor a .csv file with a column for each parameter.")
+    with open(given, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: _number("--starts", given, x or "") for name, x in row.items() if name} for row in rows]
+
+
+def _fit_table(runs: "Runs", law: "str | Law", objective: str, delta: float, residual: str, **more: Any) -> "Fit":
     from pyscaling.fitting import fit
 
     choices: Any = {"objective": objective, "residual": residual, **more}
@@ -366,7 +467,7 @@ def _check_outputs(json: Path | None, plot: Path | None) -> None:
 def _print_fit(fitted: "Fit", intervals: dict[str, tuple[float, float]], level: float, bootstrap: int) -> None:
     table = _table("parameter", "value")
     if intervals:
-        table.add_column(f"{level:.0%} interval", no_wrap=True)
+        table.add_column(f"{100 * level:g}% interval", no_wrap=True)
     for name, value in fitted.params.items():
         row = [name, f"{value:.6g}"]
         if name in intervals:
@@ -374,25 +475,33 @@ def _print_fit(fitted: "Fit", intervals: dict[str, tuple[float, float]], level: 
         table.add_row(*row)
     console = _console()
     console.print(f"[bold]{_plain(fitted.law.name)}[/bold]: {fitted.verdict}")
-    console.print(f"{fitted.law.response} = {_plain(fitted.law.expression)}")
+    console.print(_plain(fitted.formula))
     console.print(_plain(str(fitted.evidence)))
     console.print(table)
     text = f"{len(fitted.runs)} runs, objective {fitted.objective_value:.9g}, adjusted R² {fitted.adjusted_r2:.5f}"
     console.print(text + (f", {bootstrap} bootstrap resamples" if intervals else ""), highlight=False)
 
 
-def _write_fit(path: Path, fitted: "Fit", intervals: dict[str, tuple[float, float]], level: float) -> None:
+def _write_fit(
+    path: Path,
+    fitted: "Fit",
+    intervals: dict[str, tuple[float, float]],
+    profiles: dict[str, tuple[float, float]],
+    level: float,
+) -> None:
     import json
+    from math import isfinite
 
-    result = json.loads(fitted.to_json())
-    if intervals:
-        result["level"] = level
-        result["intervals"] = {name: [float(low), float(high)] for name, (low, high) in intervals.items()}
+    result = json.loads(fitted.to_json()) | {"level": level}
+    for key, found in (("intervals", intervals), ("profile_intervals", profiles)):
+        if found:
+            ends = {name: [float(end) for end in pair] for name, pair in found.items()}
+            result[key] = {name: [end if isfinite(end) else None for end in pair] for name, pair in ends.items()}
     _write(path, json.dumps(result, indent=1))
 
 
 def _print_plan(plan: Any) -> None:
-    table = _table("", "value", f"{plan.level:.0%} interval", "")
+    table = _table("", "value", f"{100 * plan.level:g}% interval", "")
     for row in plan.rows():
         table.add_row(*(_plain(cell) for cell in row))
     console = _console()

@@ -204,6 +204,13 @@ class Graph:
         slope = self.add(one, self.mul(self.sub(alpha, one), self._logistic(s)))
         return self.log(self.add(one, self.exp(s))), slope
 
+    def softplus(self, s: Node) -> Node:
+        """log(1 + exp(s)) = max(s, 0) + log(1 + exp(-|s|)), which never overflows."""
+        one, zero = self.const(1), self.const(0)
+        above = self.max(s, zero)
+        size = self.sub(self.add(above, above), s)
+        return self.add(above, self.log(self.add(one, self.exp(self.mul(self.const(-1), size)))))
+
     def parse(self, text: str) -> Node:
         """The node of an expression in Python's notation. Raises ValueError for all but arithmetic and FUNCTIONS."""
         return self._build(parse_expression(text).body)
@@ -286,6 +293,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": np.sqrt,
     "max": np.maximum,
     "min": np.minimum,
+    "softplus": lambda s: np.logaddexp(0.0, s),
     "saturate": saturate,
 }
 _TWO_ARGUMENTS = ("max", "min", "saturate")
@@ -314,14 +322,16 @@ def parse_expression(text: str) -> ast.Expression:
                 or node.keywords
             ):
                 raise ValueError(
-                    f"law {text!r}: only exp, log, sqrt of one argument and {', '.join(_TWO_ARGUMENTS)} of two may be called."
+                    f"law {text!r}: only {', '.join(name for name in FUNCTIONS if name not in _TWO_ARGUMENTS)} of one "
+                    f"argument and {', '.join(_TWO_ARGUMENTS)} of two may be called."
                 )
         elif isinstance(node, ast.Constant):
             if isinstance(node.value, bool) or not isinstance(node.value, int | float):
                 raise ValueError(f"law {text!r}: {node.value!r} is not a number.")
         elif not isinstance(node, _ALLOWED):
             raise ValueError(
-                f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and {', '.join(FUNCTIONS)}."
+                f"law {text!r}: {type(node).__name__} is not part of a law; use + - * / ** and {', '.join(FUNCTIONS)}"
+                f"{'; a power is **, not ^' if isinstance(node, ast.BitXor) else ''}."
             )
     return tree
 

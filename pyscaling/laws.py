@@ -17,7 +17,7 @@ import numpy as np
 
 from pyscaling.expression import FUNCTIONS, names_of, parse_expression
 
-_USUAL_VARIABLES = ("N", "D", "C", "S")
+USUAL_VARIABLES = ("N", "D", "C", "S")
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Parameter:
 class Law:
     """A scaling law.
 
-    expression: Python arithmetic over parameters and variables, with exp, log, sqrt, max(a, b), min(a, b) and
-    saturate(k, alpha), see expression.saturate. positive: parameters that are positive (default: all). variables: names
-    that are columns of the runs; by default those of N, D, C and S that occur and are not named as positive. name,
-    source: for tables and citations. parameters: name -> Parameter, to set start boxes; by default they are inferred from the
-    expression. response: the column that the law gives.
+    expression: Python arithmetic over parameters and variables, with exp, log, sqrt, max(a, b), min(a, b),
+    softplus(x) = log(1 + exp(x)) and saturate(k, alpha), see expression.saturate. positive: parameters that are positive
+    (default: all). variables: names that are columns of the runs; by default those of N, D, C and S that occur and are not
+    named as positive. name, source: for tables and citations. parameters: name -> Parameter, to set start boxes; by
+    default they are inferred from the expression. response: the column that the law gives.
     Raises ValueError if the expression is not plain arithmetic or has no parameter or no variable.
     """
 
@@ -69,7 +69,7 @@ class Law:
         names = names_of(expression)
         declared = {*(positive or ()), *(parameters or ())}
         if variables is None:
-            variables = [n for n in names if n in _USUAL_VARIABLES and n not in declared]
+            variables = [n for n in names if n in USUAL_VARIABLES and n not in declared]
         missing = [n for n in (*declared, *variables) if n not in names]
         if missing:
             raise ValueError(f"law {expression!r} does not contain {missing[0]!r}; its names are {', '.join(names)}.")
@@ -81,6 +81,8 @@ class Law:
             )
         self.expression, self.variables, self.source = expression, tuple(variables), source
         self.name, self.response = name or expression, response
+        if response in names:
+            raise ValueError(f"law {expression!r} holds its own response {response!r}; rename one of them.")
         roles = _roles(expression, self.variables)
         self.parameters: dict[str, Parameter] = {
             n: parameters[n]
@@ -125,24 +127,48 @@ class Law:
 def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
     """What each parameter of an expression does, as far as its place tells.
 
-    A summand alone is a floor of the loss; c in c / X**p, c * X**p is the coefficient of a term; c in (c/X)**p is a scale.
+    A summand alone is a floor of the loss; c in c / X**p, c * X**p is the coefficient of a term; c in (c/X)**p, (X/c)**p is a
+    scale; c in X + c, min(X, c), max(X, c) and elsewhere in X/c is a break; in c*X inside a call, a rate.
     """
     roles: dict[str, str] = {}
 
     def power_of(tree: ast.expr) -> tuple[str, str] | None:
         if isinstance(tree, ast.Name) and tree.id in variables:
             return tree.id, ""
-        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow) and isinstance(tree.left, ast.Name):
+        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow):
             negative = isinstance(tree.right, ast.UnaryOp) and isinstance(tree.right.op, ast.USub)
             exponent = tree.right.operand if isinstance(tree.right, ast.UnaryOp) else tree.right
-            if tree.left.id in variables:
-                return tree.left.id, ("-" if negative else "") + exponent.id if isinstance(exponent, ast.Name) else ""
+            within = (
+                tree.left.args if isinstance(tree.left, ast.Call) else [tree.left]
+            )  # min(X, c)**p is a power of X, too
+            base = next((leaf.id for leaf in within if isinstance(leaf, ast.Name) and leaf.id in variables), None)
+            if base is not None:
+                return base, ("-" if negative else "") + exponent.id if isinstance(exponent, ast.Name) else ""
         return None
 
-    def visit(tree: ast.expr, top: bool) -> None:
+    def name_of(tree: ast.expr) -> str | None:
+        while isinstance(tree, ast.UnaryOp):
+            tree = tree.operand
+        return tree.id if isinstance(tree, ast.Name) else None
+
+    def compare(left: ast.expr, right: ast.expr, kind: str) -> None:
+        """A variable beside a parameter."""
+        for variable, parameter in ((name_of(left), name_of(right)), (name_of(right), name_of(left))):
+            if variable in variables and parameter is not None and parameter not in variables:
+                roles.setdefault(parameter, f"{kind}:{variable}")
+
+    def visit(tree: ast.expr, top: bool, called: bool = False) -> None:
         if isinstance(tree, ast.Name) and top and tree.id not in variables:
             roles.setdefault(tree.id, "floor")
         elif isinstance(tree, ast.BinOp):
+            if isinstance(tree.op, ast.Pow) and isinstance(tree.left, ast.BinOp) and isinstance(tree.left.op, ast.Div):
+                compare(tree.left.left, tree.left.right, "scale")
+            if isinstance(tree.op, ast.Add | ast.Sub) and not top:
+                compare(tree.left, tree.right, "break")
+            if isinstance(tree.op, ast.Div) and name_of(tree.left) in variables:
+                compare(tree.left, tree.right, "break")
+            if isinstance(tree.op, ast.Mult) and called:
+                compare(tree.left, tree.right, "rate")
             if isinstance(tree.op, ast.Mult | ast.Div):
                 for coefficient, other in ((tree.left, tree.right), (tree.right, tree.left)):
                     power = power_of(other)
@@ -157,13 +183,15 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
                             coefficient.id, term if exponent else f"scale:{variable}" if divides else "floor"
                         )
             inner = top and isinstance(tree.op, ast.Add | ast.Sub)
-            visit(tree.left, inner)
-            visit(tree.right, inner)
+            visit(tree.left, inner, called)
+            visit(tree.right, inner, called)
         elif isinstance(tree, ast.UnaryOp):
-            visit(tree.operand, False)
+            visit(tree.operand, False, called)
         elif isinstance(tree, ast.Call):
+            if len(tree.args) == 2:
+                compare(tree.args[0], tree.args[1], "break")
             for argument in tree.args:
-                visit(argument, False)
+                visit(argument, False, True)
 
     visit(parse_expression(expression).body, True)
     return roles
@@ -177,7 +205,8 @@ def bnsl(k: int, variable: str = "D") -> Law:
     """
     if k < 0:
         raise ValueError(f"k must be at least 0, got {k}; it counts the breaks of the law, and 1 is usual.")
-    breaks = [f"*(1 + ({variable}/d_{i})**(1/f_{i}))**(-c_{i}*f_{i})" for i in range(1, k + 1)]
+    # (1 + (D/d)**(1/f))**(-c f) of the paper, which overflows where a break is sharp
+    breaks = [f"*exp(-c_{i}*f_{i}*softplus(log({variable}/d_{i})/f_{i}))" for i in range(1, k + 1)]
     return Law(
         f"a + b*{variable}**-c_0{''.join(breaks)}",
         variables=[variable],

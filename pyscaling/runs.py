@@ -23,21 +23,32 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "group": ("group",),
 }
+_EMPTY = ("", "nan", "NaN", "<NA>", "NaT")  # a missing label as text
+_IN_MEMORY = "the table"
 
 
 class Runs:
     """Runs as columns.
 
     data: a mapping of columns, a dataframe, a sequence of mappings (one per run), or Runs. source: where it was read,
-    named in errors. Columns N, D, C, S and loss must be numbers, finite and positive; N, D or C that is missing follows from the
-    other two by C = 6ND. Raises ValueError that names row, column, value and remedy.
+    named in errors. renamed: this library's name -> the table's, which names the column, too; by default the usual
+    spellings of N, D, C, S, loss and seed are recognised. Columns N, D, C, S and loss must be numbers, finite and
+    positive; N, D or C that is missing follows from the other two by C = 6ND.
+    Raises ValueError that names row, column, value and remedy.
     """
 
-    def __init__(self, data: Any, *, source: str = "the table", renamed: Mapping[str, str] | None = None) -> None:
-        self.source, self.renamed = source, dict(renamed or {})
-        self._columns = {
-            str(name): _as_array(values, f"{name} of {source}") for name, values in _as_mapping(data).items()
-        }
+    def __init__(self, data: Any, *, source: str = _IN_MEMORY, renamed: Mapping[str, str] | None = None) -> None:
+        table = {str(name): values for name, values in _as_mapping(data).items()}
+        if renamed is None and isinstance(data, Runs):
+            renamed = data.renamed
+        elif renamed is None:
+            found = _match_columns(table, {}, source)
+            table = {found.get(name, name): values for name, values in table.items()}
+            renamed = _changed(found)
+        self.source = source
+        self.renamed: dict[str, str] = dict(renamed)
+        self._ours = {theirs: ours for ours, theirs in self.renamed.items()}
+        self._columns = {name: _as_array(values, f"{name} of {source}") for name, values in table.items()}
         lengths = {name: len(column) for name, column in self._columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of {source} differ in length: {lengths}.")
@@ -66,15 +77,20 @@ class Runs:
         else:
             columns["N"] = columns["C"] / (6 * columns["D"])
 
-    def _checked(self, name: str) -> np.ndarray:
+    def numbers(self, name: str) -> np.ndarray:
+        """A column as floats [n]. Raises ValueError that names the first row that holds none."""
+        column = self[name]
         try:
-            column = self._columns[name].astype(np.float64)
+            return column.astype(np.float64)
         except (TypeError, ValueError):
-            row = next(i for i, value in enumerate(self._columns[name]) if not _is_number(value))
+            row = next(i for i, value in enumerate(column) if not _is_number(value))
             raise ValueError(
-                f"{name} must be a number; row {row + 1} of {self.source} has {name}={str(self._columns[name][row])!r}. "
+                f"{name} must be a number; row {row + 1} of {self.source} has {name}={str(column[row])!r}. "
                 "Drop the row or write it without units."
             ) from None
+
+    def _checked(self, name: str) -> np.ndarray:
+        column = self.numbers(name)
         bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
         if bad.size:
             raise ValueError(
@@ -85,15 +101,21 @@ class Runs:
         return column
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._columns:
+        if name not in self:
+            remedy = (
+                f'Rename one: frame.rename(columns={{"its name there": "{name}"}})'
+                if self.source == _IN_MEMORY
+                else f'Rename one: read_runs(path, columns={{"{name}": "its name there"}}), or '
+                f'--column {name}="its name there"'
+            )
             raise ValueError(
                 f"column {name!r} is missing from {self.source}; it holds {', '.join(self._columns) or 'no column'}. "
-                f'Rename one: read_runs(path, columns={{"{name}": "its name there"}}), or --column {name}="its name there".'
+                f"{remedy}."
             )
-        return self._columns[name]
+        return self._columns[name if name in self._columns else self._ours[name]]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._columns
+        return name in self._columns or name in self._ours
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()), ()))
@@ -117,6 +139,21 @@ class Runs:
     @property
     def loss(self) -> np.ndarray:
         return self["loss"]
+
+    def labels(self, given: Any, argument: str) -> np.ndarray:
+        """Labels [n]: those of a column, or those given, one per run. Raises ValueError where one is missing."""
+        labels = self[given] if isinstance(given, str) else np.asarray(given)
+        if labels.shape != (len(self),):
+            raise ValueError(
+                f"{argument} must name a column or hold one label per run ({len(self)}), got shape {labels.shape}."
+            )
+        empty = [row for row, label in enumerate(labels.tolist(), 1) if label is None or str(label).strip() in _EMPTY]
+        if empty:
+            raise ValueError(
+                f"{argument}{f' {given!r}' if isinstance(given, str) else ''} has no label in row {empty[0]} of "
+                f"{self.source}{f' ({len(empty)} such rows)' if len(empty) > 1 else ''}. Fill it in or drop the row."
+            )
+        return labels.astype(str) if labels.dtype == object else labels
 
     def select(self, which: Any | Callable[["Runs"], Any]) -> "Runs":
         """The runs where a boolean mask (or a function of these runs that gives one), or an index array, points."""
@@ -201,7 +238,7 @@ def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Run
         ) from None
     renamed = _match_columns(table, dict(columns or {}), path.name)
     data = {renamed.get(name, name): values for name, values in table.items()}
-    return Runs(data, source=path.name, renamed={new: old for old, new in renamed.items() if new != old})
+    return Runs(data, source=path.name, renamed=_changed(renamed))
 
 
 def _match_columns(table: Mapping[str, Any], asked: dict[str, str], source: str) -> dict[str, str]:
@@ -219,6 +256,11 @@ def _match_columns(table: Mapping[str, Any], asked: dict[str, str], source: str)
             renamed[found[0]] = ours
     # A column that already bears the name of one that was asked for would collide with it.
     return {**{name: f"{name}_" for name in table if name in asked and name not in renamed}, **renamed}
+
+
+def _changed(renamed: Mapping[str, str]) -> dict[str, str]:
+    """Ours -> the table's, of those that differ."""
+    return {new: old for old, new in renamed.items() if new != old}
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -266,6 +308,8 @@ def _parse_json(text: str, place: str) -> Any:
 
 
 def _as_mapping(data: Any) -> dict[str, Any]:
+    if isinstance(data, str | Path):
+        raise ValueError(f"runs={str(data)!r} is a path, not a table; read it first: ps.read_runs({str(data)!r}).")
     if isinstance(data, Runs):
         return dict(data.to_dict())
     if isinstance(data, Mapping):
@@ -281,6 +325,11 @@ def _as_mapping(data: Any) -> dict[str, Any]:
 
 
 def _as_array(values: Any, place: str) -> np.ndarray:
+    if isinstance(values, Mapping):
+        raise ValueError(
+            f"column {place} is a mapping, as DataFrame.to_json and to_dict write by default; "
+            'give them orient="records".'
+        )
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"column {place} must be one-dimensional, got shape {array.shape}; give one value per run.")

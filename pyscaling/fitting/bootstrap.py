@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,17 +51,20 @@ class Bootstrap:
         Raises ValueError for an unknown parameter, level or method.
         """
         check_level(level)
-        if isinstance(quantity, str):
-            if quantity not in self.names:
-                raise ValueError(f"{quantity!r} is not a parameter; those are {', '.join(self.names)}.")
-            centre, values = np.asarray(self.estimate[quantity]), self.params[quantity]
-        else:
-            centre, values = np.asarray(quantity(self.estimate)), np.asarray(quantity(self.params))  # type: ignore[arg-type]
-        low, high = interval_of(centre, values, level, method, self.degrees)
+        low, high = interval_of(*self._values(quantity), level, method, self.degrees)
         return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)  # type: ignore[return-value]
 
-    def standard_error(self, name: str) -> float:
-        return float(np.std(self.params[name], ddof=1))
+    def standard_error(self, quantity: Quantity) -> float:
+        """Standard deviation of a parameter, or of a function of the parameters as in `interval`, over the samples."""
+        error = np.std(self._values(quantity)[1], axis=0, ddof=1)
+        return float(error) if np.ndim(error) == 0 else error
+
+    def _values(self, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
+        """A quantity at the estimate [...] and at the samples [R, ...]."""
+        if not (isinstance(quantity, str) or callable(quantity)):
+            raise ValueError(f"quantity must be a parameter's name or a function of the parameters, got {quantity!r}.")
+        function = itemgetter(quantity) if isinstance(quantity, str) else quantity
+        return np.asarray(function(_Parameters(self.estimate))), np.asarray(function(_Parameters(self.params)))
 
     def to_frame(self) -> Any:
         import pandas as pd
@@ -78,10 +82,19 @@ class Bootstrap:
         return "\n".join(rows)
 
 
+class _Parameters(dict[str, Any]):
+    """name -> value, or samples; what a function of the parameters is called with."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{name!r} is not a parameter; those are {', '.join(self)}.")
+
+
 def bootstrap(fit: "Fit", n: int, cluster: Any, seed: int, starts: int, resample: Resample) -> Bootstrap:
     """See Fit.bootstrap."""
     if n < 2:
         raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 or more make a steady interval.")
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, got {starts}; each resample is refitted from so many points.")
     if resample not in Resample.__args__:  # type: ignore[attr-defined]
         raise ValueError(f"resample={resample!r} is unknown; known are {', '.join(Resample.__args__)}.")  # type: ignore[attr-defined]
     number = cluster_numbers(fit, cluster)
@@ -106,10 +119,7 @@ def cluster_numbers(fit: "Fit", cluster: Any) -> np.ndarray:
     count = len(fit.runs)
     if cluster is None:
         return np.arange(count, dtype=np.int64)
-    labels = fit.runs[cluster] if isinstance(cluster, str) else np.asarray(cluster)
-    if labels.shape != (count,):
-        raise ValueError(f"cluster must name a column or hold one label per run ({count}), got shape {labels.shape}.")
-    _, number = np.unique(labels, return_inverse=True)
+    _, number = np.unique(fit.runs.labels(cluster, "cluster"), return_inverse=True)
     if number.max() < 1:
         raise ValueError("cluster puts every run into one cluster; a bootstrap needs at least two.")
     return number.astype(np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyscaling import laws as law_table
 from pyscaling.fitting.bootstrap import check_level
-from pyscaling.fitting.fit import Fit, fit
+from pyscaling.fitting.fit import Fit, fit, law_over
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
 from pyscaling.laws import Law
@@ -76,7 +76,8 @@ class Comparison(Result):
             title += f" (C up to {C[self.held_out].max() / C[~self.held_out].max():.3g} times the largest fitted)"
         fitted = [score for score in self.scores if score.fitted]
         aicc, bic = min(score.aicc for score in fitted), min(score.bic for score in fitted)
-        rows = [["law", "parameters", "rms error", "mean error", f"in {self.level:.0%}", "AICc", "BIC", "evidence"]]
+        inside = f"in {100 * self.level:g}% interval"
+        rows = [["law", "parameters", "rms error", "mean error", inside, "AICc", "BIC", "evidence"]]
         rows += [
             [
                 *(s.law, f"{s.n_parameter}", f"{s.rms:.3%}", f"{s.mean:+.3%}", f"{s.inside:.0%}"),
@@ -135,7 +136,7 @@ def compare(
 ) -> Comparison:
     """Ranks laws by the error with which they extrapolate.
 
-    laws: names, expressions or Laws; by default every built-in law of N and D. holdout, the runs to be predicted from the
+    laws: as `law` of `fit`; by default every built-in law of N and D. holdout, the runs to be predicted from the
     others: "largest", those of the largest N; "compute", those of C in the upper fifth of the table's log range; with
     `threshold`, those of N (or C) above it; a fraction, that share of the runs with the most C; or a boolean mask [n].
     level: of the prediction intervals, for one run. options: of `fit`, for every law.
@@ -150,13 +151,14 @@ def compare(
         laws = [laws]
     if laws is None:
         laws = [law for law in law_table.LAWS.values() if set(law.variables) == {"N", "D"} and law.response == "loss"]
-    chosen = [law_table.get(law) for law in laws]
+    chosen = [law_over(law, table) for law in laws]
     if not chosen:
         raise ValueError("laws is empty; name at least one, e.g. laws=['chinchilla', 'kaplan_ND'].")
     weights = options.get("weights")
     if weights is not None and not isinstance(weights, str):
         # As a column, weights follow their runs into the two parts.
-        table = Runs({**table.to_dict(), "weights of the fit": _weights(weights, table)}, source=table.source)
+        columns = {**table.to_dict(), "weights of the fit": _weights(weights, table)}
+        table = Runs(columns, source=table.source, renamed=table.renamed)
         options["weights"] = "weights of the fit"
     held_out = _held_out(table, holdout, threshold)
     scores = [_score(table, held_out, law, level, options) for law in chosen]
@@ -195,9 +197,16 @@ def _held_out(runs: Runs, holdout: Any, threshold: float | None) -> np.ndarray:
                 f"holdout as a mask must be boolean with one entry per run ({len(runs)}), got {mask.dtype} {mask.shape}."
             )
     if mask.all() or not mask.any():
+        name = "C" if isinstance(holdout, str) and holdout == "compute" else "N"
+        what = f"holdout={holdout!r}" if np.ndim(holdout) == 0 else "the mask of holdout"
+        if threshold is not None:
+            what += f" with threshold={threshold:g}"
+        why = (
+            f", whose {name} spans {runs[name].min():.4g} to {runs[name].max():.4g}" if isinstance(holdout, str) else ""
+        )
         raise ValueError(
-            f"holdout={holdout if np.ndim(holdout) == 0 else 'the mask'} with threshold={threshold} holds out "
-            f"{int(mask.sum())} of {len(runs)} runs; both parts need some. Choose another threshold or mask."
+            f"{what} holds out {int(mask.sum())} of {len(runs)} runs{why}; both parts need some. Choose another "
+            f"{'threshold' if threshold is not None else 'holdout, a fraction such as 0.2 or a mask'}."
         )
     return mask
 
@@ -214,14 +223,15 @@ def _score(runs: Runs, held_out: np.ndarray, law: Law, level: float, options: di
     at: dict[str, Any] = {name: test[name] for name in trained.law.variables}
     with np.errstate(over="ignore", invalid="ignore"):  # a resample of a law too rich for its runs may run off
         predicted = trained.predict(level=level, n=1000, **at)
-    errors = np.log(predicted.value / test.loss)
+    observed = test[trained.law.response]
+    errors = np.log(predicted.value / observed)
     aicc, bic = information_criteria(whole)
     return Score(
         law=trained.law.name,
         n_parameter=trained.problem.n_free,
         rms=float(np.sqrt(np.mean(errors**2))),
         mean=float(np.mean(errors)),
-        inside=float(np.mean((predicted.low <= test.loss) & (test.loss <= predicted.high))),
+        inside=float(np.mean((predicted.low <= observed) & (observed <= predicted.high))),
         aicc=aicc,
         bic=bic,
         concerns=tuple(trained.evidence.concerns),

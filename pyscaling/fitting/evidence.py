@@ -8,6 +8,8 @@ import numpy as np
 from pyscaling.fitting.problem import Problem
 
 _ROUNDING = 1e-9
+_GAUSSIAN_MEDIAN = 1.4826  # standard deviation of a Gaussian over the median of its size
+_SIGMAS = 3.3  # one in a thousand
 _SAME = 1e-6  # relative difference of objectives below which two starts found the same minimum
 
 
@@ -18,7 +20,8 @@ class Evidence:
     gradient_norm: largest derivative over its natural scale, near zero at a minimum. agreeing: share of starts that
     reach the best minimum. other_minima: objectives of other points where starts converged, relative to the best.
     at_bound, unmoved: parameters at a bound, or still where their start put them. condition_number: of the normalised
-    normal matrix. unidentified: directions in which the data leave the parameters undetermined.
+    normal matrix. unidentified: directions in which the data leave the parameters undetermined. misfit: what shows
+    that the law does not fit: noise that is known, replicates. cautions: what may, and calls for a look at the residuals.
     """
 
     converged: bool
@@ -30,6 +33,8 @@ class Evidence:
     unmoved: tuple[str, ...]
     condition_number: float
     unidentified: tuple[str, ...] = field(default=())
+    misfit: tuple[str, ...] = field(default=())
+    cautions: tuple[str, ...] = field(default=())
 
     @property
     def identifiable(self) -> bool:
@@ -47,6 +52,7 @@ class Evidence:
             found.append(f"{', '.join(self.at_bound)} ended at a bound or vanished")
         if self.unidentified:
             found.append(f"the data do not determine {'; '.join(self.unidentified)}")
+        found.extend(self.misfit)
         if self.n_starts >= 8 and self.agreeing * self.n_starts < 2:
             found.append("only one start reached this minimum; a better one may exist")
         return found
@@ -61,9 +67,14 @@ class Evidence:
             if self.other_minima
             else ""
         )
+        first = "no concerns" if self.trustworthy else f"CONCERNS: {'; '.join(self.concerns)}"
+        if self.cautions:
+            first += f"\n  caution: {'; '.join(self.cautions)}"
+        agreement = f"{self.agreeing:.0%} of {self.n_starts} starts agree{minima}"
+        if self.n_starts == 1:
+            agreement = "one start, so nothing is known of other minima"
         return (
-            f"{'no concerns' if self.trustworthy else 'CONCERNS: ' + '; '.join(self.concerns)}\n"
-            f"  scaled gradient {self.gradient_norm:.1e}; {self.agreeing:.0%} of {self.n_starts} starts agree{minima}; "
+            f"{first}\n  scaled gradient {self.gradient_norm:.1e}; {agreement}; "
             f"condition number {self.condition_number:.2g}"
         )
 
@@ -86,6 +97,7 @@ def gather(problem: Problem, starts: np.ndarray, solved: dict[str, np.ndarray], 
     if exact < lowest < np.inf:
         plateaus = (name for name in _plateaus(problem, theta, lowest, free & ~vanished) if name not in unidentified)
         unidentified = (*unidentified, *plateaus)
+    residuals = problem.y - problem.value_and_jacobian(theta)[0]
     at_bound = (free & ((theta <= problem.lower) | (theta >= problem.upper))) | vanished
     return Evidence(
         converged=int(solved["status"][best]) == 0 or lowest <= exact,
@@ -97,7 +109,68 @@ def gather(problem: Problem, starts: np.ndarray, solved: dict[str, np.ndarray], 
         unmoved=tuple(names[unmoved & ~at_bound]) if lowest > exact else (),
         condition_number=condition,
         unidentified=unidentified,
+        misfit=_misfit(problem, residuals) if lowest > exact else (),
+        cautions=_cautions(problem, residuals) if lowest > exact else (),
     )
+
+
+def replicate_noise(problem: Problem) -> tuple[float, int] | None:
+    """Standard deviation of runs that differ in nothing the law knows, and its degrees of freedom; None without any."""
+    counted = problem.weights > 0
+    w, y = problem.weights[counted], problem.y[counted]
+    _, group, count = np.unique(
+        np.stack([problem.variables[name][counted] for name in problem.law.variables]),
+        axis=1,
+        return_inverse=True,
+        return_counts=True,
+    )
+    degrees = len(y) - len(count)
+    if not degrees:
+        return None
+    mean = np.bincount(group, w * y) / np.bincount(group, w)
+    return float(np.sqrt(np.sum(w * (y - mean[group]) ** 2) / np.sum(w) * len(y) / degrees)), degrees
+
+
+def _misfit(problem: Problem, residuals: np.ndarray) -> tuple[str, ...]:
+    """What the noise, known or of replicates, says of the residuals."""
+    found = []
+    degrees = max(1, problem.n_runs - problem.n_free)
+    squares = float(np.sum(problem.weights * residuals**2))
+    if problem.known_noise and squares / degrees > 1 + _SIGMAS * math.sqrt(2 / degrees):
+        found.append(f"residuals are {math.sqrt(squares / degrees):.3g} times the noise that was given")
+    replicates = replicate_noise(problem)
+    if replicates is not None:
+        noise, of_noise = replicates
+        if noise <= 1e-12 * np.abs(problem.y).max():
+            found.append(f"{of_noise} runs are copies of others, which makes intervals too narrow")
+        elif of_noise >= 4 and degrees > of_noise:
+            # Fisher's z of the F test of lack of fit.
+            rest = squares * len(residuals) / float(np.sum(problem.weights)) - of_noise * noise**2
+            ratio = max(rest, 0.0) / (degrees - of_noise) / noise**2
+            if ratio > 2 and math.log(ratio) > _SIGMAS * math.sqrt(2 / of_noise + 2 / (degrees - of_noise)):
+                found.append(f"the law misses the runs by {math.sqrt(ratio):.3g} times the noise of their replicates")
+    return tuple(found)
+
+
+def _cautions(problem: Problem, residuals: np.ndarray) -> tuple[str, ...]:
+    """Too few runs to tell, and residuals whose signs follow a variable (runs test, Wald & Wolfowitz 1940)."""
+    found = []
+    if (degrees := problem.n_runs - problem.n_free) < 3:
+        found.append(f"only {degrees} more runs than parameters, too few to tell whether the law fits")
+    counted = problem.weights > 0
+    names = [name for name in problem.law.variables if name not in problem.law.indicators.values()]
+    for name in names:
+        columns = [problem.variables[other][counted] for other in names if other != name]
+        order = np.lexsort([*columns, problem.variables[name][counted]])
+        sign = residuals[counted][order] > 0
+        above, below = np.count_nonzero(sign), np.count_nonzero(~sign)
+        expected = 1 + 2 * above * below / len(sign)
+        deviation = math.sqrt(max((expected - 1) * (expected - 2) / max(1, len(sign) - 1), 1e-300))
+        changes = 1 + np.count_nonzero(sign[1:] != sign[:-1])
+        if min(above, below) >= 5 and changes < expected - _SIGMAS * deviation:
+            found.append(f"residuals follow {name}: the law misses a trend, or runs share their noise (cluster=)")
+            break
+    return tuple(found)
 
 
 def _plateaus(problem: Problem, theta: np.ndarray, lowest: float, free: np.ndarray) -> list[str]:
@@ -128,7 +201,10 @@ def _identifiability(
     jacobian = jacobian * np.sqrt(problem.weights)[:, None]
     size = np.linalg.norm(jacobian, axis=0)
     # A logarithm that ran off: its term no longer moves the law at all.
-    vanished = free & (size < 1e-9 * np.sqrt(problem.weights.sum()) * problem.spread)
+    effect = size * np.where(
+        [p.logarithmic for p in problem.law.parameters.values()], 1.0, np.maximum(np.abs(theta), 1.0)
+    )
+    vanished = free & (effect < 1e-9 * np.sqrt(problem.weights.sum()) * problem.spread)
     kept = np.flatnonzero(free & ~vanished)
     if not len(kept):
         return np.inf, (), vanished
@@ -138,6 +214,11 @@ def _identifiability(
     smallest = max(float(eigenvalue[0]), 0.0)
     residual = (value - problem.y) * np.sqrt(problem.weights)
     noise = np.sqrt(np.sum(residual**2) / max(1, len(residual) - len(kept)))
+    if problem.objective != "gaussian":  # what a robust objective does not heed does not count here
+        noise = min(
+            noise,
+            _GAUSSIAN_MEDIAN * np.median(np.abs(residual)) * np.sqrt(len(residual) / max(1, len(residual) - len(kept))),
+        )
     lost = []
     for root, direction in zip(eigenvalue, vector.T, strict=True):
         # One standard error along this direction, in units of theta: an e-fold or an exponent of one tells nothing.

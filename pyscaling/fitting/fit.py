@@ -5,12 +5,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyscaling import laws
-from pyscaling.expression import parse_expression
+from pyscaling.expression import names_of, parse_expression
 from pyscaling.fitting.bootstrap import (
     Bootstrap,
     Resample,
@@ -21,11 +22,11 @@ from pyscaling.fitting.bootstrap import (
     student_t,
 )
 from pyscaling.fitting.covariance import covariance
-from pyscaling.fitting.evidence import Evidence, gather
+from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
 from pyscaling.fitting.groups import GroupedLaw, group_runs
 from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
 from pyscaling.fitting.result import Result, new_axes
-from pyscaling.laws import Law
+from pyscaling.laws import USUAL_VARIABLES, Law
 from pyscaling.runs import Runs
 
 if TYPE_CHECKING:
@@ -58,33 +59,42 @@ def fit(
     starts: Any = "auto",
     weights: Any = None,
     noise: Any = None,
-    bounds: Mapping[str, tuple[float, float]] | None = None,
+    bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
     fixed: Mapping[str, float] | None = None,
     tied: Sequence[Sequence[str]] | None = None,
     group: Any = None,
-    shared: Sequence[str] | None = None,
+    shared: str | Sequence[str] | None = None,
     threads: int | None = None,
 ) -> "Fit":
     """Fits a scaling law to runs.
 
-    runs: Runs, or anything Runs takes. law: a name (see `pyscaling laws`), an expression, or a Law.
+    runs: Runs, or anything Runs takes. law: a name (see `pyscaling laws`), an expression, or a Law. Of an expression's
+    names, those that are columns of the runs are variables, the others positive parameters; a Law says so itself.
     objective: "huber" with `delta`, "lad" (least absolute deviations) or "gaussian" (least squares); a sum over runs.
     residual: differences of "log" loss (Hoffmann et al. 2022, eq. 3) or of "raw" loss. starts: "auto", how many automatic
     ones, or starts of your own: [count, P] or mappings of parameters. weights: a column or [n].
     noise: known standard deviation of the residuals (a number, a column or [n]), with "gaussian". bounds: parameter ->
-    (low, high). fixed: parameter -> value. tied: groups of parameters that share one value, e.g. [("alpha", "beta")].
+    (low, high), None for an open end. fixed: parameter -> value. tied: groups of parameters that share one value, e.g.
+    [("alpha", "beta")].
     group: a column (or labels [n]) of data sets or architectures that each have parameters of their own, named p_<group>,
     but for those named in shared: `fit.predict(..., group=...)`, `fit.params_of(group)`.
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
     table = runs if isinstance(runs, Runs) else Runs(runs)
-    chosen = _tie(laws.get(law), tied)
+    chosen = _tie(law_over(law, table), tied)
+    for column in (*chosen.variables, chosen.response, weights, noise):
+        if isinstance(column, str):
+            table.numbers(column)
+    bounds, fixed = _checked_bounds(bounds), _checked_fixed(fixed)
+    if threads is not None and not (isinstance(threads, Integral) and threads > 0):
+        raise ValueError(f"threads must be a number of cores, 1 or more, got {threads!r}; None takes all of them.")
+    shared = [shared] if isinstance(shared, str) else list(shared or ())
     if group is not None:
         table, chosen = group_runs(table, group, chosen, shared)
-        bounds, fixed = chosen.expanded(bounds or {}), chosen.expanded(fixed or {})
+        bounds, fixed = chosen.expanded(bounds), chosen.expanded(fixed)
     elif shared:
-        raise ValueError(f"shared={list(shared)} needs group=, the column that says which run belongs where.")
+        raise ValueError(f"shared={shared} needs group=, the column that says which run belongs where.")
     problem = make_problem(
         table,
         chosen,
@@ -192,18 +202,7 @@ class Fit(Result):
 
         Noise without lack of fit: where `noise` is much larger, the law is wrong, not the runs.
         """
-        _, group, count = np.unique(
-            np.stack([self.problem.variables[name] for name in self.law.variables]),
-            axis=1,
-            return_inverse=True,
-            return_counts=True,
-        )
-        degrees = len(self.runs) - len(count)
-        if not degrees:
-            return None
-        w, y = self.problem.weights, self.problem.y
-        mean = np.bincount(group, w * y) / np.maximum(np.bincount(group, w), 1e-300)
-        return float(np.sqrt(np.sum(w * (y - mean[group]) ** 2) / np.sum(w) * len(y) / degrees)), degrees
+        return replicate_noise(self.problem)
 
     @property
     def chi2(self) -> float:
@@ -255,16 +254,20 @@ class Fit(Result):
         return {name: self.params[self.law.own_name(name, str(group))] for name in self.law.base.names}
 
     def bootstrap(
-        self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8, resample: Resample = "pairs"
+        self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8, resample: Resample | None = "pairs"
     ) -> Bootstrap:
         """n refits to resampled runs.
 
         cluster: a column (or labels [n]) whose runs share their noise, e.g. checkpoints of one training.
         resample: "pairs", runs (or whole clusters) drawn with replacement; "residuals", fitted values plus any runs'
-        residuals; "wild", plus a run's own with a random sign, one a cluster (Cameron et al. 2008), for few clusters.
+        residuals; "wild", plus a run's own with a random sign, one a cluster (Cameron et al. 2008), for few clusters;
+        None, "residuals" with fewer than five runs a parameter and no cluster, else "pairs".
         starts: each is refitted from so many points (see `restarts`), the best is kept.
         Results depend on seed alone, not on the number of threads. Raises ValueError for bad arguments.
         """
+        if resample is None:
+            few = len(self.runs) < 5 * self.problem.n_free and cluster is None
+            resample = "residuals" if few else "pairs"
         return bootstrap(self, n, cluster, seed, starts, resample)
 
     def profile(self, name: str, cluster: Any = None, robust: bool | None = None) -> "Profile":
@@ -313,22 +316,16 @@ class Fit(Result):
 
         kind: "run", the loss of a run not yet made: uncertainty of the curve plus a run's own noise; "mean", of the
         curve alone. Both from a bootstrap of n refits, the curve's as in Bootstrap.interval; cluster, seed and resample
-        are the bootstrap's, by default "pairs", or "residuals" with fewer than five runs a parameter.
-        Raises ValueError for a missing variable.
+        are the bootstrap's.
+        The one of N, D and C that is missing follows from the other two by C = 6ND.
+        Raises ValueError for a missing or an unknown variable.
         """
         check_level(level)
         if kind not in ("run", "mean"):
             raise ValueError(f'kind={kind!r} is unknown; "run" is a run not yet made, "mean" the curve.')
-        for name in self.law.variables:
-            if name in variables:
-                array = np.asarray(variables[name], dtype=np.float64)
-                if not np.all(np.isfinite(array) & (array > 0)):
-                    raise ValueError(f"{name} must be finite and positive to predict at, got {variables[name]!r}.")
+        variables = self._places(variables)
         if n < 2:
             raise ValueError(f"n must be at least 2 refits, got {n}; 1,000 or more make a steady interval.")
-        variables = {
-            name: value if name == "group" else np.asarray(value, dtype=np.float64) for name, value in variables.items()
-        }
         value = np.asarray(self.evaluate(**variables))
         boot = self._bootstrap_for_prediction(n, cluster, seed, resample)
         log = self.problem.residual == "log"
@@ -355,11 +352,44 @@ class Fit(Result):
             return Prediction(float(value), float(low), float(high), level)
         return Prediction(value, low, high, level)
 
+    def _places(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The law's variables (and the group) to predict at, as arrays that broadcast."""
+        base = self.law.base if isinstance(self.law, GroupedLaw) else self.law
+        places = {}
+        for name, value in given.items():
+            if name == "group" and base is not self.law:
+                continue
+            try:
+                places[name] = np.asarray(value, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}.") from None
+            positive = name in USUAL_VARIABLES
+            if not np.all(np.isfinite(places[name]) & ((places[name] > 0) | (not positive))):
+                raise ValueError(
+                    f"{name} must be finite{' and positive' if positive else ''} to predict at, got {value!r}."
+                )
+        try:
+            np.broadcast_shapes(*(array.shape for array in places.values()))
+        except ValueError:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in places.items())
+            raise ValueError(f"the shapes of {shapes} differ; give arrays of one shape, or single numbers.") from None
+        unknown = [name for name in places if name not in base.variables]
+        have = {"N", "D", "C"} & set(places)
+        third = ({"N", "D", "C"} - have).pop() if len(have) == 2 else ""
+        if third in base.variables:
+            N, D, C = (places.get(name, np.ones(())) for name in "NDC")
+            places[third] = 6 * N * D if third == "C" else C / (6 * (D if third == "N" else N))
+            unknown = [name for name in unknown if name not in have]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]}={given[unknown[0]]!r} is not a variable of {base.name}; those are "
+                f"{', '.join(base.variables)}."
+            )
+        group = {"group": given["group"]} if base is not self.law and "group" in given else {}
+        return group | {name: array for name, array in places.items() if name in base.variables}
+
     def _bootstrap_for_prediction(self, n: int, cluster: Any, seed: int, resample: Resample | None) -> Bootstrap:
         """A plot asks for many predictions in a row: the last bootstrap is kept."""
-        if resample is None:
-            few = len(self.runs) < 5 * self.problem.n_free and cluster is None
-            resample = "residuals" if few else "pairs"
         key = (n, seed, resample, cluster if cluster is None or isinstance(cluster, str) else tuple(cluster))
         if self._kept_bootstrap is None or self._kept_bootstrap[0] != key:
             self._kept_bootstrap = key, self.bootstrap(n, cluster, seed, resample=resample)
@@ -371,21 +401,28 @@ class Fit(Result):
     @property
     def verdict(self) -> str:
         """Whether to believe the fit, in a few words; `evidence` says why."""
-        return (
-            "to be trusted as far as its intervals go"
-            if self.evidence.trustworthy
-            else "NOT TO BE TRUSTED, see evidence"
-        )
+        if not self.evidence.trustworthy:
+            return "NOT TO BE TRUSTED, see evidence"
+        if self.evidence.cautions:
+            return f"to be trusted with care, {self.evidence.cautions[0]}"
+        return "to be trusted as far as its intervals go"
 
-    def summary(self, level: float = 0.95) -> str:
+    @property
+    def formula(self) -> str:
+        """The law as an equation, with the columns it takes where they are not all of N, D, C and S."""
+        columns = [name for name in self.law.variables if name not in self.law.indicators.values()]
+        text = f"{self.law.response} = {self.law.expression}"
+        return text if set(columns) <= set(USUAL_VARIABLES) else f"{text}, over the columns {', '.join(columns)}"
+
+    def summary(self, level: float = 0.9) -> str:
         """A table of the fit; its first line says whether to believe it."""
         boot = self._bootstrap_once()
         lines = [
             f"{self.law.name}: {self.verdict}",
-            f"  {self.law.response} = {self.law.expression}",
+            f"  {self.formula}",
             f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} loss, objective "
             f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
-            f"  {'parameter':>10} {'value':>12}   {level:.0%} interval (bootstrap)",
+            f"  {'parameter':>10} {'value':>12}   {100 * level:g}% interval ({len(boot):,} resamples)",
         ]
         for name, value in self.params.items():
             low, high = boot.interval(name, level)
@@ -470,12 +507,82 @@ def _distinct_minima(solved: Mapping[str, np.ndarray], value: np.ndarray) -> np.
     return solved["theta"][chosen]
 
 
+def law_over(
+    law: Any,
+    runs: Runs,
+    *,
+    variables: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    response: str | None = None,
+) -> Law:
+    """The law to be fitted to runs: in an expression, names that are columns of theirs are variables.
+
+    variables, positive: as in Law, of an expression. response: another column than the loss (or the law's own).
+    Raises ValueError for what is no law, or a law without a variable.
+    """
+    if not isinstance(law, str | Law):
+        raise ValueError(
+            f"law must be a name, an expression or a ps.Law, got {law!r}; `pyscaling laws` lists the names."
+        )
+    if isinstance(law, Law) or not any(sign in law for sign in "+*/("):
+        chosen = laws.get(law)
+        if variables or positive:
+            option, given = ("variable", variables) if variables else ("positive", positive)
+            raise ValueError(
+                f"{option} {', '.join(given)} is for an expression; {chosen.name} says what its variables and "
+                "parameters are."
+            )
+        if response in (None, chosen.response):
+            return chosen
+        return Law(
+            chosen.expression,
+            variables=chosen.variables,
+            name=chosen.name,
+            source=chosen.source,
+            parameters=chosen.parameters,
+            response=response or chosen.response,
+        )
+    names, response = names_of(law), response or "loss"
+    if own := {response, runs.renamed.get(response, response)} & set(names):
+        raise ValueError(f"law {law!r} holds {own.pop()!r}, the column that it is to give; rename one of them.")
+    found = list(variables) or [n for n in names if (n in USUAL_VARIABLES or n in runs) and n not in positive]
+    if not found:
+        raise ValueError(
+            f"law {law!r} has no variable: of its names ({', '.join(names)}) none is N, D, C, S or another column of "
+            f"{runs.source}, which holds {', '.join(runs.columns)}."
+        )
+    return Law(law, list(positive) or None, variables=found, response=response)
+
+
+def _checked_fixed(fixed: Any) -> dict[str, float]:
+    for name, value in _mapping("fixed", fixed, '{"E": 1.7}').items():
+        if not isinstance(value, Real):
+            raise ValueError(f"fixed value of {name} must be a number, got {value!r}.")
+    return dict(fixed or {})
+
+
+def _checked_bounds(bounds: Any) -> dict[str, tuple[float, float]]:
+    checked = {}
+    for name, ends in _mapping("bounds", bounds, '{"alpha": (0, 0.5)}').items():
+        pair = list(ends) if isinstance(ends, Sequence | np.ndarray) else []
+        if len(pair) != 2 or not all(end is None or isinstance(end, Real) for end in pair):
+            raise ValueError(f"bounds of {name} must be (low, high), numbers or None for an open end, got {ends!r}.")
+        checked[name] = (-np.inf if pair[0] is None else pair[0], np.inf if pair[1] is None else pair[1])
+    return checked
+
+
+def _mapping(argument: str, given: Any, example: str) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{argument} must map parameters, as in {argument}={example}, got {given!r}.")
+    return given or {}
+
+
 def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
     """The law with each group of tied parameters replaced by its first one."""
     if not tied:
         return law
     shared = {name: name for name in law.parameters}
-    for group in tied:
+    for group in [tied] if isinstance(tied, str) else tied:
         if isinstance(group, str) or len(group) < 2:
             raise ValueError(f'tied must be groups of parameters, e.g. [("alpha", "beta")], got {group!r} as one.')
         for name in group:

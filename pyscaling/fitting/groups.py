@@ -26,6 +26,11 @@ class GroupedLaw(Law):
                 raise ValueError(
                     f"shared names {name!r}, not a parameter of {base.name}; those are {', '.join(base.names)}."
                 )
+        if len(set(shared)) == len(base.parameters):
+            raise ValueError(
+                f"shared names every parameter of {base.name}, so that the groups do not differ; leave at least one out, "
+                "or fit without group."
+            )
         self.base, self.labels, self.shared = base, tuple(labels), tuple(shared)
         slugs = {label: re.sub(r"\W", "_", label) for label in self.labels}
         if len(set(slugs.values())) < len(slugs):
@@ -93,14 +98,12 @@ class _Separate(ast.NodeTransformer):
 def group_runs(runs: Runs, column: Any, law: Law, shared: Collection[str] | None) -> tuple[Runs, GroupedLaw]:
     """The runs with a column that says who belongs to each group, and the law of all of them.
 
-    Raises ValueError for a single group or an unknown shared parameter.
+    Raises ValueError for a missing label, a single group or an unknown shared parameter.
     """
-    labels = np.asarray(runs[column] if isinstance(column, str) else column).astype(str)
-    if labels.shape != (len(runs),):
-        raise ValueError(f"group must name a column or hold one label per run ({len(runs)}), got shape {labels.shape}.")
+    labels = runs.labels(column, "group").astype(str)
     names = list(dict.fromkeys(labels.tolist()))
     if len(names) < 2:
         raise ValueError(f"group has the single value {names[0]!r}; a fit of groups needs at least two.")
     grouped = GroupedLaw(law, names, shared or ())
     flags = {flag: (labels == label).astype(np.float64) for label, flag in grouped.indicators.items()}
-    return Runs({**runs.to_dict(), **flags}, source=runs.source), grouped
+    return Runs({**runs.to_dict(), **flags}, source=runs.source, renamed=runs.renamed), grouped

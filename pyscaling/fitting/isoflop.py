@@ -70,8 +70,8 @@ class ComputeOptimal(Result):
             return Prediction(float(value), float(low), float(high), level)
         return Prediction(value, low, high, level)
 
-    def _exponents(self, level: float = 0.95) -> str:
-        rows = [["", "exponent", f"{level:.0%} interval"]]
+    def _exponents(self, level: float = 0.9) -> str:
+        rows = [["", "exponent", f"{100 * level:g}% interval"]]
         for name, symbol in (("exponent_N", "N_opt ~ C^a"), ("exponent_D", "D_opt ~ C^b")):
             low, high = self.interval(name, level)
             rows.append([symbol, f"{getattr(self, name):.4f}", f"{low:.4f} .. {high:.4f}"])
@@ -319,7 +319,10 @@ def _curves(
         members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         centres = [float(np.exp(np.log(C[group]).mean())) for group in members]
     else:
-        wanted = np.unique(np.asarray(budgets, dtype=np.float64))
+        try:
+            wanted = np.unique(np.asarray(budgets, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise ValueError(f"budgets must be a column or numbers of FLOPs, got {budgets!r}.") from None
         if wanted.size == 0 or not np.all(np.isfinite(wanted) & (wanted > 0)):
             raise ValueError(f"budgets must be finite and positive FLOPs, got {list(budgets)}.")
         distance = np.abs(np.log(C[:, None] / wanted))

@@ -15,7 +15,7 @@ import numpy as np
 
 from pyscaling._core import fit_batch, jacobian
 from pyscaling.fitting.tape import CompiledLaw, compile_law
-from pyscaling.laws import Law
+from pyscaling.laws import USUAL_VARIABLES, Law
 from pyscaling.runs import Runs
 
 Objective = Literal["huber", "lad", "gaussian"]
@@ -151,10 +151,13 @@ def make_problem(
         raise ValueError(f"delta must be finite and positive, got {delta!r}; 1e-3 is usual on log loss.")
     variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
     for name, column in variables.items():
-        if name not in law.indicators.values() and not np.all(np.isfinite(column) & (column > 0)):
-            row = int(np.flatnonzero(~(np.isfinite(column) & (column > 0)))[0])
+        positive = name in USUAL_VARIABLES
+        bad = ~np.isfinite(column) | ((column <= 0) if positive else False)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"{name} must be finite and positive; row {row + 1} of {runs.source} has {name}={column[row]:g}."
+                f"{name} must be finite{' and positive' if positive else ''}; row {row + 1} of {runs.source} has "
+                f"{name}={column[row]:g}. Drop the row or fix the units."
             )
     response = _response(runs, law.response, residual)
     if residual == "raw" and not (np.abs(response) < 1e100).all():
@@ -217,7 +220,8 @@ def _bounds(
         if domain.positive:
             if high <= 0:
                 raise ValueError(
-                    f"{name} is positive in {law.name}; a bound or fixed value of {high:g} leaves nothing."
+                    f"{name} is positive in {law.name}; a bound or fixed value of {high:g} leaves nothing; "
+                    "take a law without it."
                 )
             low = max(low, 0.0)
         if domain.logarithmic:
@@ -267,10 +271,14 @@ def automatic_starts(problem: Problem, count: int) -> np.ndarray:
     coefficient is what gives its term a share of the loss at the middle of the data; a scale lies anywhere from the data
     to a dozen decades beyond, a break among the data, a rate among their reciprocals.
     """
-    law, loss = problem.law, np.exp(problem.y) if problem.residual == "log" else problem.y
+    law, loss = problem.law, np.exp(problem.y) if problem.residual == "log" else np.abs(problem.y)
+    loss = np.maximum(loss, 1e-12 * loss.max() or 1.0)  # a response of either sign, or zero
     unit = _low_discrepancy(count, len(law.parameters))
     flags = law.indicators.values()
-    middle = {name: float(np.exp(np.mean(np.log(x)))) for name, x in problem.variables.items() if name not in flags}
+    data = {
+        name: x[x > 0] if (x > 0).any() else np.ones(1) for name, x in problem.variables.items() if name not in flags
+    }
+    middle = {name: float(np.exp(np.mean(np.log(x)))) for name, x in data.items()}
     exponents = {
         name: domain.low + (domain.high - domain.low) * unit[:, j] ** 2
         for j, (name, domain) in enumerate(law.parameters.items())
@@ -290,7 +298,7 @@ def automatic_starts(problem: Problem, count: int) -> np.ndarray:
         elif kind == "amount":
             log_value = np.log(domain.low) + np.log(domain.high / domain.low) * u
         elif kind in ("break", "rate"):
-            edge = np.log([problem.variables[where[0]].min(), problem.variables[where[0]].max()])
+            edge = np.log([data[where[0]].min(), data[where[0]].max()])
             log_value = (edge[0] + (edge[1] - edge[0]) * u) * (-1 if kind == "rate" else 1)
         elif kind == "term":
             log_value = np.log(np.median(loss)) + np.log(0.02) * (1 - u)

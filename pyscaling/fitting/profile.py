@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pyscaling.fitting.fit import Fit
 
 _FAR = 5.0  # signed roots beyond which a profile is not followed: levels up to 0.999999
-_STEPS = 60
+_STEPS = 120
+_DECADE = float(np.log(10))
 _FARTHEST_LOG = 230.0  # 1e100: what is still flat there is open
 
 
@@ -63,7 +64,11 @@ class Profile(Result):
         return ends[0], ends[1]
 
     def __str__(self) -> str:
-        low, high = self.interval()
+        return self.summary()
+
+    def summary(self, level: float = 0.95) -> str:
+        """The estimate and its interval in a line; an open end is said as such."""
+        low, high = self.interval(level)
         domain = self.fit.law.parameters[self.name]
         if np.isinf(high) and (low == 0 if domain.positive else np.isinf(low)):
             claim = f"{self.name} is not determined by these runs"
@@ -73,7 +78,7 @@ class Profile(Result):
             claim = f"{self.name} < {high:.4g}"
         else:
             claim = f"{low:.5g} < {self.name} < {high:.5g}"
-        return f"profile of {self.name} = {self.fit.params[self.name]:.5g}: {claim} (95 %)"
+        return f"profile of {self.name} = {self.fit.params[self.name]:.5g}: {claim} ({100 * level:g} %)"
 
     def to_frame(self) -> Any:
         import pandas as pd
@@ -126,12 +131,13 @@ def profile(fit: "Fit", name: str, cluster: Any, robust: bool | None) -> Profile
     error = float(np.sqrt(variance))
     first = 0.25 * error if 0 < error < 1 + abs(fit.theta[j]) else 0.1 * (1 + abs(fit.theta[j]))
     path = [(fit.theta, lowest, 0.0)]
+    logarithmic = fit.law.parameters[name].logarithmic
     for sign in (-1.0, 1.0):
-        step, theta, root = first, fit.theta, 0.0
+        step, theta, root, flat = first, fit.theta, 0.0, 0
         for _ in range(_STEPS):
             edge = problem.lower[j] if sign < 0 else problem.upper[j]
             held = theta[j] + sign * min(step, sign * (edge - theta[j]))
-            if held == theta[j] or (fit.law.parameters[name].logarithmic and abs(held) > _FARTHEST_LOG):
+            if held == theta[j] or (logarithmic and abs(held) > _FARTHEST_LOG):
                 break
             start = theta.copy()
             start[j] = held
@@ -141,10 +147,14 @@ def profile(fit: "Fit", name: str, cluster: Any, robust: bool | None) -> Profile
                 break
             before, root = root, signed_root(value)
             path.append((theta, value, sign * root))
-            if root > _FAR:
+            # What stays flat for three decades is open; farther out rounding would speak.
+            flat = flat + 1 if step >= _DECADE and abs(root - before) < 1e-3 else 0
+            if root > _FAR or (logarithmic and flat == 3):
                 break
             # About a quarter of a standard error a step, doubled while the profile is flat.
             step *= 2.0 if root - before < 0.2 else 1.0
+            if logarithmic:
+                step = min(step, max(first, _DECADE))
     path.sort(key=lambda point: point[0][j])
     thetas, values, roots = zip(*path, strict=True)
     return Profile(fit, name, np.array(thetas), np.array(values) * scale, np.array(roots))

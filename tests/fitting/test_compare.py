@@ -107,6 +107,10 @@ def test_default_laws_and_export() -> None:
         ({"laws": []}, "laws is empty"),
         ({"weights": [1, 2]}, r"weights must have one entry per run \(42\)"),
         ({"holdout": "smallest"}, "holdout='smallest' is unknown"),
+        (
+            {"holdout": N > 0},
+            "the mask of holdout holds out 42 of 42 runs; both parts need some. Choose another holdout",
+        ),
         ({"holdout": 2}, "holdout must lie between 0 and 1, got 2"),
         ({"holdout": np.ones(3, dtype=bool)}, r"boolean with one entry per run \(42\)"),
         ({"holdout": "largest", "threshold": 1e12}, "holds out 0 of 42 runs"),
@@ -118,6 +122,11 @@ def test_default_laws_and_export() -> None:
 def test_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ps.compare(CHINCHILLA, **arguments)
+
+
+def test_one_size_leaves_nothing_to_extrapolate() -> None:
+    with pytest.raises(ValueError, match=r"holdout='largest' holds out 6 of 6 runs, whose N spans 1e\+07 to 1e\+07"):
+        ps.compare(CHINCHILLA.select(N.min() == CHINCHILLA.N), ["chinchilla"])
 
 
 def test_command(tmp_path) -> None:

@@ -59,7 +59,17 @@ def test_three_points_for_five_parameters() -> None:
         ({"bounds": {"gamma": (0, 1)}}, "bounds names 'gamma', not a parameter of chinchilla"),
         ({"bounds": {"alpha": (1, 0)}}, r"bounds of alpha must be \(low, high\).*got \(1, 0\)"),
         ({"fixed": {"A": -3.0}}, "A is positive in chinchilla"),
+        ({"fixed": {"E": "1.7"}}, "fixed value of E must be a number, got '1.7'"),
+        ({"fixed": ["E"]}, r"fixed must map parameters, as in fixed=\{.E.: 1.7\}, got \['E'\]"),
+        ({"bounds": {"alpha": 0.5}}, r"bounds of alpha must be \(low, high\), numbers or None .*got 0.5"),
+        ({"bounds": {"alpha": ("0", 1)}}, r"bounds of alpha must be .*got \('0', 1\)"),
+        ({"law": None}, "law must be a name, an expression or a ps.Law, got None"),
+        ({"law": 3}, "law must be a name, an expression or a ps.Law, got 3"),
+        ({"law": "E + K*y"}, r"none is N, D, C, S or another column of the table, which holds N, D, loss, C"),
+        ({"law": "loss + A/N**a"}, "holds 'loss', the column that it is to give"),
+        ({"threads": -3}, "threads must be a number of cores, 1 or more, got -3"),
         ({"tied": [("alpha", "gamma")]}, "tied names 'gamma'"),
+        ({"tied": "alpha"}, "tied must be groups of parameters, .*got 'alpha' as one"),
     ],
 )
 def test_arguments(arguments: dict[str, object], message: str) -> None:
@@ -75,10 +85,48 @@ def test_later_calls() -> None:
         fit.predict(N=1e9)
     with pytest.raises(ValueError, match="N must be finite and positive to predict at"):
         fit.predict(N=-1e9, D=1e10)
+    with pytest.raises(ValueError, match=r"the shapes of N \(2,\), D \(3,\) differ"):
+        fit.predict(N=[1e9, 2e9], D=[1e10, 2e10, 3e10])
+    with pytest.raises(ValueError, match="Q=2 is not a variable of chinchilla; those are N, D"):
+        fit.predict(N=1e9, D=1e10, Q=2)
+    with pytest.raises(ValueError, match="C=1e.20 is not a variable of chinchilla"):
+        fit.predict(N=1e9, D=1e10, C=1e20)
+    with pytest.raises(ValueError, match="N must be a number or an array of numbers, got 'large'"):
+        fit.predict(N="large", D=1e10)
+    assert fit.predict(N=1e9, C=6e19) == fit.predict(N=1e9, D=1e10) == fit.predict(D=1e10, C=6e19)
     with pytest.raises(ValueError, match="n must be at least 2"):
         fit.bootstrap(1)
-    with pytest.raises(ValueError, match="'gamma' is not a parameter"):
-        fit.bootstrap(10).interval("gamma")
+    with pytest.raises(ValueError, match="starts must be at least 1, got 0"):
+        fit.bootstrap(10, starts=0)
+    boot = fit.bootstrap(10)
+    for ask in (boot.interval, boot.standard_error):
+        for quantity in ("gamma", lambda p: p["gamma"]):
+            with pytest.raises(ValueError, match="'gamma' is not a parameter; those are E, A, alpha, B, beta"):
+                ask(quantity)
+        with pytest.raises(ValueError, match="quantity must be a parameter's name or a function"):
+            ask(3)
+    assert boot.standard_error(lambda p: 2 * p["E"]) == pytest.approx(2 * np.std(boot.params["E"], ddof=1))
+
+
+def test_columns_of_an_expression_are_variables() -> None:
+    heads = np.exp(np.random.default_rng(3).uniform(0, 3, 60))
+    truth = {"E": 1.7, "A": 400.0, "alpha": 0.34, "K": 0.5, "p": 0.8}
+    columns = table(heads=heads, loss=1.7 + 400 / N**0.34 + 0.5 * heads**-0.8)
+    fit = ps.fit(columns, law="E + A/N**alpha + K*heads**-p")
+    assert fit.params == pytest.approx(truth, rel=1e-5)
+    assert "over the columns N, heads" in str(fit)
+    score = ps.compare(columns, ["E + A/N**alpha + K*heads**-p"], holdout=0.2).scores[0]
+    assert score.n_parameter == 5 and score.rms < 1e-6
+    # a Law says itself what its variables are
+    assert "heads" in ps.fit(columns, ps.Law("heads + A/N**alpha")).params
+    with pytest.raises(ValueError, match="kind must be a number; row 1 of the table has kind='a'"):
+        ps.fit(table(kind=["a"] * 60), law="E + A/N**alpha + kind")
+
+
+def test_open_bounds() -> None:
+    with pytest.warns(UserWarning, match="alpha ended at a bound"):
+        assert ps.fit(table(), bounds={"alpha": (None, 0.3)}).params["alpha"] == pytest.approx(0.3)
+    assert ps.fit(table(), bounds={"E": (None, None)}).params["E"] == pytest.approx(1.7)
 
 
 def test_recovers_the_truth_without_noise() -> None:

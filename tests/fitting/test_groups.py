@@ -69,10 +69,31 @@ def test_errors() -> None:
         ps.fit(table, law="chinchilla", group="corpus", shared=["gamma"])
     with pytest.raises(ValueError, match="group has the single value 'code'"):
         ps.fit(table.select(table["corpus"] == "code"), law="chinchilla", group="corpus")
+    with pytest.raises(
+        ValueError, match="shared names every parameter of chinchilla, so that the groups do not differ"
+    ):
+        ps.fit(table, group="corpus", shared=["E", "A", "B", "alpha", "beta"])
     fit = ps.fit(table, law="chinchilla", group="corpus", shared=["alpha", "beta"])
+    assert ps.fit(table, group="corpus", shared="alpha").law.shared == ("alpha",)
+    with pytest.raises(ValueError, match="Q=2.0 is not a variable of chinchilla; those are N, D"):
+        fit.predict(N=1e9, D=1e10, group="code", Q=2.0)
     with pytest.raises(ValueError, match="group is missing: this fit is of web text, code"):
         fit.predict(N=1e9, D=1e10)
     with pytest.raises(ValueError, match="group='book' is unknown; the groups are web text, code"):
         fit.predict(N=1e9, D=1e10, group="book")
     with pytest.raises(ValueError, match="this fit has no groups"):
         ps.fit(table, law="chinchilla").params_of("code")
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", float("nan"), "nan"])
+def test_a_missing_label_is_no_group(missing: object) -> None:
+    table = runs(0.005).to_dict()
+    corpus = table["corpus"].astype(object)
+    corpus[[4, 9]] = missing
+    for argument in ("group", "cluster"):
+        message = rf"{argument} 'corpus' has no label in row 5 of the table \(2 such rows\). Fill it in or drop the row"
+        with pytest.raises(ValueError, match=message):
+            fit = ps.fit({**table, "corpus": corpus}, starts=4, group="corpus" if argument == "group" else None)
+            fit.bootstrap(10, cluster="corpus")
+    with pytest.raises(ValueError, match="group has no label in row 5"):
+        ps.fit(table, group=corpus)

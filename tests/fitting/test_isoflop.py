@@ -141,6 +141,7 @@ def test_budgets_are_told_apart() -> None:
         ({"method": "spline"}, "method='spline' is unknown; known are parabola, akima"),
         ({"tolerance": 10}, "tolerance must lie between 0 and 1, got 10"),
         ({"budgets": [-1.0]}, "budgets must be finite and positive"),
+        ({"budgets": ["1e18", "abc"]}, r"budgets must be a column or numbers of FLOPs, got \['1e18', 'abc'\]"),
         ({"budgets": "budget"}, "column 'budget' is missing"),
         ({"n": 1}, "n must be at least 2"),
     ],

@@ -4,6 +4,8 @@ Every tensor carries the model axis M first: weights W [M, d_in, d_out], activat
 R = batch * time rows of one member flattened.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,22 +16,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight)
 
 
-def layer_norm(x: Tensor, gain: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """LayerNorm over the last axis (Ba et al. 2016), gain and bias [M, d] per member."""
-    normed = F.layer_norm(x, x.shape[-1:], eps=eps)
-    return normed * gain.unsqueeze(1) if bias is None else torch.addcmul(bias.unsqueeze(1), normed, gain.unsqueeze(1))
+def layer_norm(
+    x: Tensor, gain: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, eps: float = 1e-5
+) -> Any:
+    """LayerNorm over the last axis (Ba et al. 2016), gain and bias [M, d] per member.
+
+    With a residual: (that of x + residual, x + residual).
+    """
+    total = x if residual is None else x + residual
+    normed, gain = F.layer_norm(total, x.shape[-1:], eps=eps), gain.unsqueeze(1)
+    normed = normed * gain if bias is None else torch.addcmul(bias.unsqueeze(1), normed, gain)
+    return normed if residual is None else (normed, total)
 
 
-def rms_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
-    """RMSNorm over the last axis (Zhang & Sennrich 2019), gain [M, d] per member."""
-    return F.rms_norm(x, x.shape[-1:], eps=eps) * gain.unsqueeze(1)
+def rms_norm(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Any:
+    """RMSNorm over the last axis (Zhang & Sennrich 2019), gain [M, d] per member; residual as in `layer_norm`."""
+    total = x if residual is None else x + residual
+    normed = F.rms_norm(total, x.shape[-1:], eps=eps) * gain.unsqueeze(1)
+    return normed if residual is None else (normed, total)
 
 
-def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Rows of each member's own table: tokens [M, ...] int64, weight [M, V, d] -> [M, ..., d]."""
+def embedding(tokens: Tensor, weight: Tensor, position: Tensor | None = None) -> Tensor:
+    """Rows of each member's own table: tokens [M, ..., T] int64, weight [M, V, d] -> [M, ..., T, d].
+
+    position: [M, context, d]; row t is added to the t-th token of every sequence.
+    """
     n_member, vocab_size, d = weight.shape
     offsets = vocab_size * torch.arange(n_member, device=tokens.device)
-    return F.embedding(tokens + offsets.view(-1, *[1] * (tokens.dim() - 1)), weight.reshape(-1, d))
+    rows = F.embedding(tokens + offsets.view(-1, *[1] * (tokens.dim() - 1)), weight.reshape(-1, d))
+    if position is None:
+        return rows
+    length = tokens.shape[-1]
+    return rows + position[:, :length].reshape(n_member, *[1] * (tokens.dim() - 2), length, d)
 
 
 def rotary(x: Tensor, base: float) -> Tensor:
@@ -42,8 +60,24 @@ def rotary(x: Tensor, base: float) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :]), dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, scale: float | None = None) -> Tensor:
-    """softmax(q k^T scale) v on [..., n_head, T, head_dim]; scale defaults to 1 / sqrt(head_dim)."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    rope_base: float | None = None,
+    qk_norm: bool = False,
+) -> Tensor:
+    """softmax(q k^T scale) v on [..., n_head, T, head_dim]; scale defaults to 1 / sqrt(head_dim).
+
+    rope_base: q and k go through `rotary` before; qk_norm: and are RMS-normalised over head_dim (Henry et al. 2020).
+    """
+    if rope_base is not None:
+        q, k = rotary(q, rope_base), rotary(k, rope_base)
+    if qk_norm:
+        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
 
 
@@ -90,6 +124,15 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return _LinearCrossEntropy.apply(x, weight, targets)
 
 
+def linear_cross_entropy_tokens(x: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Cross-entropy of each token plus z_loss * lse^2, [M, R]: 0 where the target is -100, NaN where it is no token."""
+    logits = linear(x, weight)  # [M, R, V]
+    known = (targets >= 0) & (targets < weight.shape[2])
+    log_p = logits.log_softmax(-1).gather(-1, targets.where(known, 0).unsqueeze(-1)).squeeze(-1)
+    loss = z_loss * logits.logsumexp(-1).square() - log_p
+    return loss.where(known, torch.nan).where(targets != -100, 0.0)
+
+
 def mlp(
     x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str
 ) -> Tensor:
@@ -104,3 +147,44 @@ def mlp(
     else:
         hidden = F.gelu(hidden, approximate="tanh" if activation == "gelu" else "none")
     return linear(hidden, down, down_bias)
+
+
+def adamw_step(
+    flat: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    settings: Tensor,
+    clock: Tensor,
+    loss: Tensor,
+    alive: Tensor,
+    failed_step: Tensor,
+    n_decayed: int,
+    embedding_rate: float = 1.0,
+    cast: Tensor | None = None,
+) -> Tensor:
+    """AdamW (Loshchilov & Hutter 2019) of a fleet in place, clipped by each member's own gradient norm, which it returns.
+
+    flat, gradient, exp_avg, exp_avg_sq: [M, P]; settings: [6, M], rows learning_rate, beta1, beta2, eps, weight_decay, clip;
+    clock: [2], the count of steps before this one and the schedule's factor; loss, alive, failed_step: [M].
+    """
+    learning_rate, beta1, beta2, eps, decay, clip = settings.unsqueeze(2).unbind()  # [M, 1]
+    norm = gradient.abs().amax(1).double()  # scaled, so that no square overflows
+    norm = (norm * torch.linalg.vector_norm(gradient / norm.clamp(min=1e-45).unsqueeze(1), dim=1)).to(flat.dtype)
+    norm = torch.where(gradient.isfinite().all(1), norm, torch.nan)
+    finite = norm.isfinite() & loss.isfinite()
+    failed_step.copy_(torch.where(alive & ~finite, clock[0].long(), failed_step))
+    alive &= finite
+    n, live = clock[0] + 1, alive.unsqueeze(1)
+    decays = torch.arange(flat.shape[1], device=flat.device) < n_decayed
+    rate = learning_rate * clock[1] * torch.where(decays, 1.0, embedding_rate)
+    g = gradient / (norm.unsqueeze(1) / clip).clamp(min=1.0)
+    first = exp_avg + (g - exp_avg) * (1 - beta1)
+    second = beta2 * exp_avg_sq + (1 - beta2) * g**2
+    weight = flat * (1 - rate * decay * decays)
+    weight = weight - rate / (1 - beta1**n) * first / ((second / (1 - beta2**n)).sqrt() + eps)
+    for old, new in ((flat, weight), (exp_avg, first), (exp_avg_sq, second)):
+        old.copy_(torch.where(live, new, old))
+    if cast is not None:
+        cast.copy_(torch.where(live, flat, cast))
+    return norm

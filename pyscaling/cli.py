@@ -311,6 +311,10 @@ def study_command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: studies/NAME]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: cores]")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="torch or triton, instead of the spec's; triton needs a GPU or TRITON_INTERPRET=1."),
+    ] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Only print what the study will cost; train nothing.")] = False,
 ) -> None:
     """Train a grid of models, fit the laws, plan ten times its largest budget and write a report.
@@ -320,6 +324,8 @@ def study_command(
     with one_clear_message():
         if spec is not None and preset is not None:
             raise ValueError(f"give either a spec ({spec}) or --preset {preset}, not both.")
+        if backend not in (None, "auto", "torch", "triton"):
+            raise ValueError(f"--backend={backend!r} is unknown; known are auto, torch and triton.")
         from pyscaling.study import Study
 
         study = Study.from_toml(spec, out) if spec is not None else Study.from_preset(preset or "cpu", out)
@@ -331,7 +337,7 @@ def study_command(
         done = study.finished
         if not done:
             typer.echo(f"Study {study.spec.name} in {study.folder}: {study.spec.description}")
-        study.run(workers=workers, progress=True)
+        study.run(workers=workers, progress=True, backend=backend)  # type: ignore[arg-type]  # checked above
         if done:
             typer.echo(f"Study {study.spec.name} in {study.folder} is done: nothing to train.")
         _conclude(study.folder)

@@ -1,4 +1,4 @@
-"""Runs fleets on this machine: one worker process and one thread per core, longest fleet first.
+"""Runs fleets on this machine: one worker process and one thread per core, or one per GPU, longest fleet first.
 
 Workers only compute and save their own fleet's checkpoint; everything that must last travels through a pipe to the
 parent, the store's one writer.
@@ -46,6 +46,12 @@ def evaluation_windows(tokens: np.ndarray, context: int, n_window: int) -> np.nd
     return tokens[np.add.outer(starts, np.arange(context + 1))]
 
 
+def default_workers() -> int:
+    import torch
+
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
 def run_local(
     items: Sequence[WorkItem],
     store: Store,
@@ -64,9 +70,9 @@ def run_local(
     restarted: set[str] = set()
     failure: str | None = None
     try:
-        for _ in range(min(workers, len(queue))):
+        for number in range(min(workers, len(queue))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs,), daemon=True)
+            process = context.Process(target=_worker, args=(theirs, number), daemon=True)
             process.start()
             theirs.close()
             running[ours] = (process, None)
@@ -138,7 +144,7 @@ def _start_over(item: WorkItem, queue: list[WorkItem], restarted: set[str]) -> s
     return None
 
 
-def _worker(pipe: Connection) -> None:
+def _worker(pipe: Connection, number: int) -> None:
     """Trains the items that come down the pipe until None does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with_parent()
@@ -146,9 +152,11 @@ def _worker(pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    gpus = torch.cuda.device_count()
+    device = f"cuda:{number % gpus}" if gpus else "cpu"
     while (item := pipe.recv()) is not None:
         try:
-            _train(item, pipe)
+            _train(item, pipe, device)
         except (BrokenPipeError, EOFError):
             os._exit(1)  # the parent is gone; the checkpoint holds all that matters
         except (CheckpointError, ValueError, OSError) as error:
@@ -157,7 +165,7 @@ def _worker(pipe: Connection) -> None:
             pipe.send(("error", {"message": f"fleet {item.job.fleet_id} failed:\n{traceback.format_exc()}"}))
 
 
-def _train(item: WorkItem, pipe: Connection) -> None:
+def _train(item: WorkItem, pipe: Connection, device: str) -> None:
     from pyscaling.training.loop import train_fleet
 
     context = item.job.shape.context
@@ -172,7 +180,7 @@ def _train(item: WorkItem, pipe: Connection) -> None:
         if kind == "checkpoint":
             pipe.recv()  # the parent has stored everything up to here
 
-    train_fleet(item.job, tokens, evaluations, emit=emit, checkpoint=item.checkpoint)
+    train_fleet(item.job, tokens, evaluations, emit=emit, checkpoint=item.checkpoint, device=device)
     pipe.send(("done", {"at": time.time()}))
 
 

@@ -99,6 +99,7 @@ def _jobs(spec: StudySpec, size: SizeSpec, vocab_size: int) -> list[tuple[FleetJ
             embedding_rate=training.embedding_rate,
             noise_batches=spec.evaluation.noise_batches,
             precision=training.precision,
+            backend=training.backend,
         )
         jobs.append((job, factors))
     return jobs

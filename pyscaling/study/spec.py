@@ -23,6 +23,7 @@ from pydantic import (
 from pyscaling import laws
 from pyscaling.accounting import Shape
 
+Backend = Literal["auto", "torch", "triton"]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -101,6 +102,7 @@ class TrainingSpec(_Table):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     clip: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    backend: Backend = "auto"  # "auto": triton where there is a GPU
 
 
 class EvaluationSpec(_Table):

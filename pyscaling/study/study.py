@@ -1,13 +1,17 @@
 """A study from its spec to its table of runs."""
 
-import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pyscaling import __version__
 from pyscaling.runs import Runs
-from pyscaling.study.spec import StudySpec, preset_text
+from pyscaling.study.spec import Backend, StudySpec, preset_text
 from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
+
+# What may change between two calls on one folder.
+_NOT_OF_THE_RUNS: Any = {"description": True, "training": {"backend"}}
 
 
 class Study:
@@ -44,29 +48,32 @@ class Study:
         connect(Path(folder)).close()
         return cls.from_toml(Path(folder) / "study.toml", folder)
 
-    def run(self, *, workers: int | None = None, progress: bool = True) -> Runs:
+    def run(self, *, workers: int | None = None, progress: bool = True, backend: Backend | None = None) -> Runs:
         """Trains what is not finished yet and returns the runs.
 
-        workers: processes of one thread each, by default one per core. progress: show bars with ETA and tokens/s.
+        workers: processes of one thread each, by default one per core, or one per GPU. progress: show bars with ETA and
+        tokens/s. backend: "torch" or "triton" instead of the spec's; runs then differ by rounding.
         Raises StudyError if the folder is another process's or another spec's, or if the study cannot go on.
         """
-        from pyscaling.study.executor import run_local
+        from pyscaling.study.executor import default_workers, run_local
         from pyscaling.study.fleets import plan_fleets
         from pyscaling.study.progress import StudyProgress
 
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"the study's folder {str(self.folder)!r} is a file; choose another with --out.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with Store(self.folder, self._text, spec_key(self.spec.model_dump_json(exclude={"description"}))) as store:
+        with Store(self.folder, self._text, spec_key(self.spec.model_dump_json(exclude=_NOT_OF_THE_RUNS))) as store:
             items, rows, facts = plan_fleets(self.spec, self.folder)
             store.add_runs(rows)
             store.set_facts({"version": __version__, **facts})
             pending = store.pending_fleets()
             items = [item for item in items if item.job.fleet_id in pending]
+            if backend is not None:
+                items = [replace(item, job=replace(item.job, backend=backend)) for item in items]
             if items:
                 started = time.perf_counter()
                 with StudyProgress(items, enabled=progress) as bars:
-                    run_local(items, store, workers=workers or os.cpu_count() or 1, progress=bars.update)
+                    run_local(items, store, workers=workers or default_workers(), progress=bars.update)
                 wall = float(store.facts().get("wall_s", 0.0)) + time.perf_counter() - started
                 store.set_facts({"wall_s": wall})
         return self.runs

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from torch import Tensor
 from pyscaling.accounting import Shape
 from pyscaling.data.batches import BatchOrder
 from pyscaling.models.transformer import FleetTransformer
+from pyscaling.training.graph import GraphedStep
 from pyscaling.training.noise_scale import measure_noise_scale
 from pyscaling.training.optimizer import FleetAdamW
 from pyscaling.training.schedules import Schedule, rate_factor
 from pyscaling.training.segments import branch_segments
 
 Emit = Callable[[str, dict[str, Any]], None]
+Backend = Literal["auto", "torch", "triton"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class FleetJob:
     trunk_ids, learning_rates, seeds: one per member. budgets: tokens, ascending. schedule: "wsd" and "constant" share
     one trunk between the budgets; "cosine" and "kaplan" depend on the horizon and take one budget only.
     decay_fraction: share of a budget spent on the decay ("wsd"). noise_batches: small batches in a measurement of
-    the gradient noise scale at each budget, 0 for none.
+    the gradient noise scale at each budget, 0 for none. backend: "torch", "triton", or "auto", triton where there is a GPU.
     """
 
     fleet_id: str
@@ -70,6 +72,7 @@ class FleetJob:
     noise_batches: int = 8
     points_per_octave: int = 2
     precision: str = "fp32"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         if not len(self.trunk_ids) == len(self.learning_rates) == len(self.seeds):
@@ -152,8 +155,10 @@ class _Trainer:
             BatchOrder(tokens, context=job.shape.context, batch_tokens=job.batch_tokens, seed=seed)
             for seed in job.seeds
         ]
-        self.model = FleetTransformer(job.shape, job.seeds, device)
-        self.optimizer = FleetAdamW(
+        self.model, optimizer = _model_and_optimizer(job, self.device)
+        self.fused = optimizer is not FleetAdamW
+        self.graph: GraphedStep | None = None
+        self.optimizer = optimizer(
             self.model,
             torch.tensor(job.learning_rates),
             beta1=job.beta1,
@@ -200,8 +205,13 @@ class _Trainer:
         return torch.from_numpy(np.stack([order.batch(step) for order in self.orders])).to(self.device)
 
     def _step(self, step: int, factor: float) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16"):
-            loss = self.model.loss_and_gradient(self._batch(step))
+        batch = self._batch(step)
+        if self.fused and self.device.type == "cuda":
+            if self.graph is None:
+                self.graph = GraphedStep(self.model, self.optimizer, batch)  # type: ignore[arg-type]  # both fused
+            return self.graph(batch, step, factor)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16" and not self.fused):
+            loss = self.model.loss_and_gradient(batch)
         return loss, self.optimizer.step(loss, step, factor)
 
     def _trunk_step(self, step: int, steps: int) -> None:
@@ -380,8 +390,25 @@ class _Trainer:
         self.cursor = _Cursor(**json.loads(metadata["cursor"]))
 
 
+def _model_and_optimizer(job: FleetJob, device: torch.device) -> tuple[FleetTransformer, type[FleetAdamW]]:
+    if job.backend == "torch" or (job.backend == "auto" and device.type != "cuda"):
+        return FleetTransformer(job.shape, job.seeds, device), FleetAdamW
+    from pyscaling.kernels.launch import INTERPRETED
+
+    if device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f'backend="triton" needs a GPU, this is {device.type}; take backend="torch", or set TRITON_INTERPRET=1 before Python '
+            "starts, which runs the kernels slowly on any machine."
+        )
+    from pyscaling.models.fused import FusedTransformer
+    from pyscaling.training.optimizer import FusedAdamW
+
+    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+    return FusedTransformer(job.shape, job.seeds, device, dtype), FusedAdamW
+
+
 def _fingerprint(job: FleetJob) -> str:
-    return json.dumps(asdict(job), sort_keys=True)
+    return json.dumps({name: value for name, value in asdict(job).items() if name != "backend"}, sort_keys=True)
 
 
 def _log_spaced(steps: int, per_octave: int) -> frozenset[int]:

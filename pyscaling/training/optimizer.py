@@ -4,10 +4,15 @@ A member whose loss or gradient is not finite is stopped where it stands and its
 waits for the device: whether a member still lives is read by the host when it wants to know.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from pyscaling.models.transformer import FleetTransformer
+
+if TYPE_CHECKING:
+    from pyscaling.models.fused import FusedTransformer
 
 
 class FleetAdamW:
@@ -86,3 +91,46 @@ class FleetAdamW:
                     amsgrad=False, maximize=False, grad_scale=shrink[member], found_inf=skip[member],
                 )  # fmt: skip
         return norm
+
+
+class FusedAdamW(FleetAdamW):
+    """The same step in two launches for all weights of all members (kernels/adamw.py), for a FusedTransformer.
+
+    clock: [2] on the device, (step, factor): a captured step reads it anew at each replay.
+    """
+
+    model: "FusedTransformer"
+
+    def __init__(self, model: "FusedTransformer", learning_rate: Tensor, **options: Any) -> None:
+        super().__init__(model, learning_rate, **options)
+        rows = (
+            self.learning_rate,
+            self.beta1,
+            self.beta2,
+            [self.eps] * model.n_member,
+            self.weight_decay,
+            self.clip.tolist(),
+        )
+        self.settings = torch.tensor(rows, dtype=torch.float64, device=model.device)
+        self.clock = torch.zeros(2, dtype=torch.float64, device=model.device)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        super().load(state)
+        self.model.refresh()
+
+    def set_clock(self, step: int, factor: float) -> None:
+        self.clock.copy_(torch.tensor([step, factor], dtype=torch.float64), non_blocking=True)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor) -> Tensor:
+        """`step` at the time that `clock` tells."""
+        from pyscaling.kernels.adamw import adamw_update
+
+        return adamw_update(
+            self.model.flat, self.model.gradient, self.exp_avg, self.exp_avg_sq, self.settings, self.clock, loss, self.alive,
+            self.failed_step, self.model.n_decayed, self.embedding_rate, self.model.low,
+        )  # fmt: skip
+
+    def step(self, loss: Tensor, step: int, factor: float) -> Tensor:
+        self.set_clock(step, factor)
+        return self.update(loss)

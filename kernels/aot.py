@@ -1,0 +1,541 @@
+"""Compiles every kernel that a piece of code launches, for every target, with no GPU: registers, spills, shared memory,
+tensor cores, width of loads, occupancy.
+
+    python -m pyscaling.kernels.aot [--target sm_90 ...] [--json FILE] [--markdown FILE]
+
+A case is a function that launches kernels on meta tensors. It runs once for each target under `compiled_for`; what it
+launches is specialised by Triton's own rules for a launch (pointers' alignment and range, integers divisible by 16, ones
+made constants), with storages taken to start on 16 bytes as every GPU allocator gives them. Equal specialisations
+are compiled once. Numbers come from the compiled code: ptxas -v and the disassembled cubin, or the metadata of amdgcn.
+
+Loads and tensor-core instructions are counted in the text, not by how often a loop runs them. Occupancy is what registers,
+shared memory and warps allow; whether a grid fills the device is another matter. A process with TRITON_INTERPRET holds no
+compilable kernels: `report` raises RuntimeError there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.cache import get_cache_manager
+from triton.runtime.jit import create_function_from_signature
+
+from pyscaling.kernels import launch as machinery
+from pyscaling.kernels.adamw import adamw_step
+from pyscaling.kernels.attention import attention
+from pyscaling.kernels.embedding import embedding
+from pyscaling.kernels.launch import INTERPRETED, Launch, compiled_for
+from pyscaling.kernels.layer_norm import layer_norm, rms_norm
+from pyscaling.kernels.linear import linear
+from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy
+from pyscaling.kernels.meter import kernel_name
+from pyscaling.kernels.mlp import mlp
+
+Case = tuple[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a multiprocessor (AMD: compute unit) holds.
+
+    warps, registers and their granule: of one of its four parts; registers are 32 bits a lane. shared and shared_limit:
+    bytes of a multiprocessor and of one program. reserved: bytes that the system adds to each program's.
+    """
+
+    target: GPUTarget
+    warps: int
+    registers: int
+    granule: int
+    shared: int
+    shared_limit: int
+    reserved: int
+    programs: int
+
+
+_KiB = 1024
+# NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": 64 Ki registers a multiprocessor, so
+# 512 a lane in each part, given out by 8. AMD: CDNA3 and CDNA4 instruction set guides: 512 registers (vector and
+# accumulation together) a lane of each SIMD, given out by 8, at most 8 waves.
+PROCESSORS = {
+    "sm_80": Processor(GPUTarget("cuda", 80, 32), 16, 512, 8, 164 * _KiB, 163 * _KiB, _KiB, 32),
+    "sm_90": Processor(GPUTarget("cuda", 90, 32), 16, 512, 8, 228 * _KiB, 227 * _KiB, _KiB, 32),
+    "sm_100": Processor(GPUTarget("cuda", 100, 32), 16, 512, 8, 228 * _KiB, 227 * _KiB, _KiB, 32),
+    "sm_120": Processor(GPUTarget("cuda", 120, 32), 12, 512, 8, 100 * _KiB, 99 * _KiB, _KiB, 24),
+    "gfx942": Processor(GPUTarget("hip", "gfx942", 64), 8, 512, 8, 64 * _KiB, 64 * _KiB, 0, 32),
+    "gfx950": Processor(GPUTarget("hip", "gfx950", 64), 8, 512, 8, 160 * _KiB, 160 * _KiB, 0, 32),
+}
+TARGETS = tuple(PROCESSORS)
+TENSOR_MEMORY_COLUMNS = 512  # of a multiprocessor of sm_100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel as compiled for one target."""
+
+    kernel: str
+    target: str
+    dtype: str
+    cases: tuple[str, ...]
+    num_warps: int
+    num_stages: int
+    constants: dict[str, Any] = field(repr=False)
+    registers: int = 0  # a thread
+    spilled_bytes: int = 0  # a thread; NVIDIA: stores and loads in the text, AMD: scratch
+    shared_bytes: int = 0
+    shared_limit: int = 0
+    tensor_memory_columns: int = 0
+    dots_16: int = 0  # products of 16-bit operands
+    tensor_cores: dict[str, int] = field(default_factory=dict)  # instruction -> times in the text
+    loads: int = 0  # of global memory, in the text
+    loads_16: int = 0  # of these at least 16 bytes a thread
+    warps: int = 0  # that fit: a multiprocessor's (NVIDIA) or a SIMD's (AMD)
+    occupancy: float = 0.0
+    limited_by: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+# ---- capturing ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    kernel: Any
+    target: str
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: Any
+    cases: list[str]
+
+
+class _Pointer:
+    """A tensor as Triton's specialisation sees it; its storage is taken to be aligned."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype = tensor.dtype
+        self._offset = int(tensor.storage_offset()) * tensor.element_size()
+        self._range = tensor.untyped_storage().nbytes()
+
+    def data_ptr(self) -> int:
+        return self._offset
+
+    def ptr_range(self) -> int:
+        return self._range
+
+
+def capture(cases: Iterable[Case], target: str) -> list[_Job]:
+    """The distinct specialisations that the cases launch for one target."""
+    jobs: dict[str, _Job] = {}
+    name = ""
+    backend = make_backend(PROCESSORS[target].target)
+
+    def see(record: Launch) -> None:
+        kernel = record.kernel
+        if not isinstance(kernel, triton.JITFunction):
+            raise TypeError(
+                f"{name} launches {kernel!r}; only plain @triton.jit kernels can be compiled ahead of time."
+            )
+        arguments = [_Pointer(a) if isinstance(a, Tensor) else a for a in record.args]
+        options = dict(record.constants, num_warps=record.num_warps, num_stages=record.num_stages)
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound, specialization, _ = bind(*arguments, **options)
+        options, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, None)
+        key = f"{kernel.cache_key} {specialization} {options}"
+        jobs.setdefault(key, _Job(kernel, target, signature, constants, attributes, options, [])).cases.append(name)
+
+    machinery.observers.append(see)
+    try:
+        for name, run in cases:
+            try:
+                with compiled_for(target):
+                    run()
+            except Exception as error:
+                error.add_note(f"in the case {name!r} for {target}")
+                raise
+    finally:
+        machinery.observers.remove(see)
+    return list(jobs.values())
+
+
+# ---- compiling and reading ------------------------------------------------------------------------------------------
+
+
+def report(
+    cases: Sequence[Case], targets: Sequence[str] = TARGETS, *, processes: int = 2, progress: bool = False
+) -> list[Row]:
+    """Compiles what the cases launch; a kernel that does not compile is a row with its `error`.
+
+    cases: (name, function) pairs, each run on meta tensors. targets: of TARGETS. progress: a line for each kernel to stderr.
+    Raises RuntimeError under TRITON_INTERPRET and ValueError for an unknown target.
+    """
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET is set, so kernels cannot be compiled; run this in a process without it.")
+    for target in targets:
+        if target not in PROCESSORS:
+            raise ValueError(f"target {target!r} is unknown; known are {', '.join(TARGETS)}.")
+    jobs = [job for target in targets for job in capture(cases, target)]
+    _jobs[:] = jobs
+    rows = []
+    # fork: kernels are known by their functions, which may live in a script; Triton compiles without any device
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+        for row in pool.map(_measure, range(len(jobs))):
+            rows.append(row)
+            if progress:
+                result = _summary(row.error) if row.error else f"{row.registers} registers"
+                head = f"[{len(rows)}/{len(jobs)}] {row.target} {row.kernel} {row.dtype}"
+                print(f"{head}: {result}, {row.seconds:.1f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+_jobs: list[_Job] = []  # what the forked processes inherit
+
+
+def _measure(index: int) -> Row:
+    job, start = _jobs[index], time.perf_counter()
+    kernel = job.kernel
+    types = [t.removeprefix("*") for t in job.signature.values() if t.startswith("*")]
+    floats = [t for t in types if t in ("fp16", "bf16", "fp32")]
+    about: dict[str, Any] = {
+        "kernel": kernel_name(kernel),
+        "target": job.target,
+        "dtype": next((t for t in floats if t != "fp32"), "fp32" if floats else ""),
+        "cases": tuple(dict.fromkeys(job.cases)),
+        "num_warps": job.options.num_warps,
+        "num_stages": job.options.num_stages,
+        "constants": {kernel.arg_names[path[0]]: value for path, value in job.constants.items()},
+    }
+    try:
+        source = ASTSource(kernel, job.signature, job.constants, job.attributes)
+        compiled = triton.compile(source, target=PROCESSORS[job.target].target, options=job.options.__dict__)
+        found = _read_cached(compiled, job)
+    except Exception as error:  # one kernel's failure is a row, not the end of the report
+        return Row(**about, seconds=time.perf_counter() - start, error=f"{type(error).__name__}: {error}")
+    return Row(**about, **found, seconds=time.perf_counter() - start)
+
+
+def _read_cached(compiled: Any, job: _Job) -> dict[str, Any]:
+    """What `_read` finds lies beside the compiled kernel, for as long as this file stays as it is."""
+    cache = get_cache_manager(compiled.hash)
+    name = f"pyscaling_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}.json"
+    path = cache.get_file(name)
+    if path is not None:
+        return json.loads(Path(path).read_text())
+    found = _read(compiled, job)
+    cache.put(json.dumps(found), name, binary=False)
+    return found
+
+
+def _read(compiled: Any, job: _Job) -> dict[str, Any]:
+    read = _read_nvidia if "cubin" in compiled.asm else _read_amd
+    found, text, wide = read(compiled, job)
+    metadata = compiled.metadata
+    processor = PROCESSORS[job.target]
+    tensor_cores = Counter(re.findall(r"\b(?:[HIOQ]MMA|HGMMA|UTC[A-Z]MMA)\b|\bv_s?mfma(?=_)", text))
+    loads = re.findall(r"\b(?:LDG|LDGSTS|UTMALDG|UBLKCP)\b[.\w]*|\b(?:global|buffer|flat)_load_\w+", text)
+    warps, by = occupancy(found["registers"], metadata.shared, metadata.num_warps, job.target)
+    return {
+        **found,
+        "shared_bytes": metadata.shared,
+        "shared_limit": processor.shared_limit,
+        "tensor_memory_columns": getattr(metadata, "tmem_size", None) or 0,
+        "dots_16": len(re.findall(r"tt\.dot [^\n]*: tensor<[\dx]+x(?:bf16|f16)>", compiled.asm["ttir"])),
+        "tensor_cores": dict(tensor_cores),
+        "loads": len(loads),
+        "loads_16": sum(bool(re.search(wide, load)) for load in loads),
+        "warps": warps,
+        "occupancy": warps / (processor.warps * (4 if "cubin" in compiled.asm else 1)),
+        "limited_by": by,
+    }
+
+
+def _read_nvidia(compiled: Any, job: _Job) -> tuple[dict[str, int], str, str]:
+    ptxas = get_ptxas(PROCESSORS[job.target].target.arch).path
+    ptx = compiled.asm["ptx"]
+    arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert arch is not None
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "kernel.ptx").write_text(ptx)
+        Path(folder, "kernel.cubin").write_bytes(compiled.asm["cubin"])
+        # Triton's own options, see NVIDIABackend.make_cubin
+        fuse = [] if job.options.enable_fp_fusion else ["--fmad=false"]
+        more = job.options.ptx_options.split() if job.options.ptx_options else []
+        command = [
+            ptxas,
+            "-v",
+            "-lineinfo",
+            "--regAllocOptLevel=2",
+            *fuse,
+            *more,
+            f"--gpu-name={arch[1]}",
+            "kernel.ptx",
+        ]
+        log = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+        disassemble = [str(Path(ptxas).parent / "nvdisasm"), "-c", "kernel.cubin"]
+        text = subprocess.run(disassemble, cwd=folder, capture_output=True, text=True, check=True).stdout
+    registers = re.search(r"Used (\d+) registers", log)
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert registers is not None and spilled is not None, log
+    found = {"registers": int(registers[1]), "spilled_bytes": int(spilled[1]) + int(spilled[2])}
+    return found, text, r"\.128|\.256|^UTMALDG|^UBLKCP"
+
+
+def _read_amd(compiled: Any, job: _Job) -> tuple[dict[str, int], str, str]:
+    text = compiled.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        match = re.search(rf"^\s*-?\s*\.{key}:\s*(\d+)", text, re.MULTILINE)
+        assert match is not None, key
+        return int(match[1])
+
+    found = {"registers": number("vgpr_count"), "spilled_bytes": number("private_segment_fixed_size")}
+    return found, text, r"dwordx4|b128"
+
+
+def occupancy(registers: int, shared_bytes: int, num_warps: int, target: str) -> tuple[int, str]:
+    """Warps that fit on a multiprocessor (AMD: waves on a SIMD), and what keeps more from fitting."""
+    p = PROCESSORS[target]
+    given = max(p.granule, -(-registers // p.granule) * p.granule)
+    fits = {
+        "warps": 4 * p.warps // num_warps,
+        "registers": 4 * min(p.registers // given, p.warps) // num_warps,
+        "programs": p.programs,
+        "shared memory": p.shared // (shared_bytes + p.reserved) if shared_bytes + p.reserved else p.programs,
+    }
+    programs = min(fits.values())
+    warps = programs * num_warps
+    return warps if p.target.backend == "cuda" else warps // 4, min(fits, key=fits.__getitem__)
+
+
+# ---- judging and printing -------------------------------------------------------------------------------------------
+
+
+def problems(rows: Iterable[Row]) -> list[str]:
+    """What no kernel may have: errors, spills, too much shared memory, 16-bit products without tensor cores."""
+    found = []
+    for row in rows:
+        where = f"{row.kernel} {row.dtype} for {row.target} ({_first(row.cases)})"
+        if row.error:
+            found.append(f"{where}: {_summary(row.error)}")
+            continue
+        if row.spilled_bytes:
+            found.append(
+                f"{where}: spills {row.spilled_bytes} bytes; take a smaller block, more warps or fewer stages."
+            )
+        if row.shared_bytes > row.shared_limit:
+            found.append(f"{where}: takes {row.shared_bytes} bytes of shared memory, the limit is {row.shared_limit}.")
+        if row.tensor_memory_columns > TENSOR_MEMORY_COLUMNS:
+            found.append(
+                f"{where}: takes {row.tensor_memory_columns} columns of tensor memory of {TENSOR_MEMORY_COLUMNS}."
+            )
+        if row.dots_16 and not row.tensor_cores:
+            found.append(f"{where}: has {row.dots_16} products of 16-bit operands and no tensor-core instruction.")
+    return found
+
+
+def to_json(rows: Iterable[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=1, default=str)
+
+
+def to_markdown(rows: Iterable[Row]) -> str:
+    """A table with one line for each kernel and target; occupancy is of warps, and in brackets what limits it."""
+    header = (
+        "kernel", "target", "dtype", "case", "warps, stages", "registers", "spilled", "shared of limit", "tensor cores",
+        "16-byte loads", "occupancy",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = [row.kernel, row.target, row.dtype, _first(row.cases), f"{row.num_warps}, {row.num_stages}"]
+        if row.error:
+            cells += [_summary(row.error).replace("|", "/"), *[""] * 5]
+        else:
+            cells += [
+                str(row.registers),
+                str(row.spilled_bytes),
+                f"{row.shared_bytes / _KiB:.0f} of {row.shared_limit // _KiB} KiB",
+                ", ".join(f"{n} {name}" for name, n in row.tensor_cores.items()) or "-",
+                f"{row.loads_16} of {row.loads}",
+                f"{row.occupancy:.0%} ({row.limited_by})",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(error: str) -> str:
+    """Its first line; Triton's is a place, with the source and then the cause below it."""
+    lines = [line for line in error.splitlines() if line.strip()]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+
+
+def _first(cases: Sequence[str]) -> str:
+    return cases[0] + (f"; {len(cases) - 1} more" if len(cases) > 1 else "")
+
+
+# ---- the shipped cases ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    n_member: int
+    n_sequence: int
+    context: int
+    d_model: int
+    n_head: int
+    d_ff: int
+    vocab: int
+
+
+TYPICAL = Shape(n_member=8, n_sequence=16, context=512, d_model=256, n_head=4, d_ff=1024, vocab=8192)
+SMALL = Shape(n_member=3, n_sequence=2, context=100, d_model=24, n_head=3, d_ff=90, vocab=257)  # nothing divides by 16
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def shipped_cases(
+    shapes: Sequence[Shape] = (TYPICAL, SMALL), dtypes: Sequence[torch.dtype] = DTYPES, device: str = "meta"
+) -> list[Case]:
+    """Forward and backward of every operation of this room at each shape and dtype."""
+    return [
+        (f"{name}, d_model {shape.d_model}, {str(dtype).removeprefix('torch.')}", partial(run, shape, dtype, device))
+        for name, run in OPERATIONS.items()
+        for shape in shapes
+        for dtype in dtypes
+    ]
+
+
+def _random(*size: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(*size, dtype=torch.float32, device=device).to(dtype).requires_grad_()
+
+
+def _backward(*outputs: Tensor) -> None:
+    torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
+
+
+def _linear(shape: Shape, dtype: torch.dtype, device: str) -> None:
+    make, n_row = partial(_random, shape.n_member, dtype=dtype, device=device), shape.n_sequence * shape.context
+    d = shape.d_model
+    _backward(linear(make(n_row, d), make(d, 3 * d), make(3 * d)))
+    _backward(linear(make(n_row, d), make(d, d), None, make(n_row, d)))
+
+
+def _mlp(activation: str, shape: Shape, dtype: torch.dtype, device: str) -> None:
+    make, n_row = partial(_random, shape.n_member, dtype=dtype, device=device), shape.n_sequence * shape.context
+    width = shape.d_ff * (2 if activation in ("swiglu", "geglu") else 1)
+    up, down = make(shape.d_model, width), make(shape.d_ff, shape.d_model)
+    x = make(n_row, shape.d_model)
+    _backward(mlp(x, up, make(width), down, make(shape.d_model), activation, x))
+
+
+def _attention(options: dict[str, Any], shape: Shape, dtype: torch.dtype, device: str) -> None:
+    head_dim = shape.d_model // shape.n_head
+    packed = _random(
+        shape.n_member * shape.n_sequence, shape.context, 3, shape.n_head, head_dim, dtype=dtype, device=device
+    )
+    q, k, v = packed.permute(2, 0, 3, 1, 4)
+    _backward(attention(q, k, v, **options))
+
+
+def _layer_norm(options: dict[str, Any], shape: Shape, dtype: torch.dtype, device: str) -> None:
+    make, n_row = partial(_random, shape.n_member, dtype=dtype, device=device), shape.n_sequence * shape.context
+    x, gain, residual = make(n_row, shape.d_model), make(shape.d_model), make(n_row, shape.d_model)
+    norm = rms_norm if options["rms"] else partial(layer_norm, bias=make(shape.d_model))
+    out = norm(x, gain, residual=residual if options["residual"] else None)
+    _backward(*(out if options["residual"] else (out,)))
+
+
+def _linear_cross_entropy(tied: bool, shape: Shape, dtype: torch.dtype, device: str) -> None:
+    make, n_row = partial(_random, shape.n_member, dtype=dtype, device=device), shape.n_sequence * shape.context
+    d, vocab = shape.d_model, shape.vocab
+    weight = make(vocab, d).mT if tied else make(d, vocab)
+    targets = torch.randint(0, vocab, (shape.n_member, n_row), device=device)
+    _backward(linear_cross_entropy(make(n_row, d), weight, targets))
+
+
+def _embedding(positions: bool, shape: Shape, dtype: torch.dtype, device: str) -> None:
+    make = partial(_random, shape.n_member, dtype=dtype, device=device)
+    tokens = torch.randint(0, shape.vocab, (shape.n_member, shape.n_sequence, shape.context), device=device)
+    position = make(shape.context + 1, shape.d_model) if positions else None
+    _backward(embedding(tokens, make(shape.vocab, shape.d_model), position))
+
+
+def _adamw(shape: Shape, dtype: torch.dtype, device: str) -> None:
+    """Weights are float32 always; in 16 bits a copy of them is written, too."""
+    n_member, n_parameter = shape.n_member, shape.d_model * (12 * shape.d_model + shape.vocab)
+    make = partial(torch.rand, dtype=torch.float32, device=device)
+    flat, gradient, exp_avg, exp_avg_sq = (make(n_member, n_parameter) for _ in range(4))
+    settings, clock = make(6, n_member, dtype=torch.float64), torch.ones(2, dtype=torch.float64, device=device)
+    alive = torch.ones(n_member, dtype=torch.bool, device=device)
+    failed_step = torch.zeros(n_member, dtype=torch.int64, device=device)
+    cast = torch.empty_like(flat, dtype=dtype) if dtype != torch.float32 else None
+    n_decayed = 12 * shape.d_model**2
+    adamw_step(
+        flat, gradient, exp_avg, exp_avg_sq, settings, clock, make(n_member), alive, failed_step, n_decayed, cast=cast
+    )
+
+
+OPERATIONS: dict[str, Callable[[Shape, torch.dtype, str], None]] = {
+    "linear": _linear,
+    **{f"mlp {activation}": partial(_mlp, activation) for activation in ("gelu", "gelu_exact", "swiglu", "geglu")},
+    "attention": partial(_attention, {"causal": True}),
+    "attention, every pair": partial(_attention, {"causal": False}),
+    "attention, rotary and qk_norm": partial(_attention, {"causal": True, "rope_base": 10000.0, "qk_norm": True}),
+    **{
+        f"{'rms' if rms else 'layer'}_norm{' of a sum' if residual else ''}": partial(
+            _layer_norm, {"rms": rms, "residual": residual}
+        )
+        for rms in (False, True)
+        for residual in (False, True)
+    },
+    "linear_cross_entropy": partial(_linear_cross_entropy, False),
+    "linear_cross_entropy, tied": partial(_linear_cross_entropy, True),
+    "embedding": partial(_embedding, False),
+    "embedding and position": partial(_embedding, True),
+    "adamw": _adamw,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 1 where `problems` finds any."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pyscaling.kernels.aot", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS, help="default: all of them")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    rows = report(shipped_cases(), options.target, progress=True)
+    if options.json:
+        options.json.write_text(to_json(rows))
+    if options.markdown:
+        options.markdown.write_text(to_markdown(rows))
+    else:
+        print(to_markdown(rows))
+    found = problems(rows)
+    for problem in found:
+        print(f"problem: {problem}", file=sys.stderr)
+    print(f"{len(rows)} kernels, {len(found)} problems", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Token (+ position) embedding of a fleet: out[m, b T + t] = weight[m, tokens[m, b, t]] (+ position[m, t]).
+
+tokens [M, B, T] int64, weight [M, V, d], position [M, context, d] -> out [M, B T, d]. A token outside [0, V) reads nothing and
+gives a row of NaN, so that its member fails visibly; nothing waits for the device to find out. It has no gradient.
+
+Backward: grad_weight[m, v] (+)= sum of grad over the places of v, grad_position[m, t] = sum of grad over B, zero beyond T.
+Two launches, no atomics, no sort. Vocabulary rows are dealt to K buckets, v to v mod K, so that neighbours in the
+alphabet and the common tokens at the head of a vocabulary do not meet in one.
+1. One program a bucket reads its member's tokens twice: it counts those of the buckets before it, then writes the places of
+   its own, in order, to its stretch of one list [M, B T]. Other programs of the launch sum grad_position.
+2. One program a bucket and block of columns walks through that stretch: grad's rows, multiplied by the 0/1 matrix that
+   says to which of the bucket's rows each belongs, on tensor cores, sums in float32. It alone writes those rows.
+A non-finite gradient of one token may thus reach other tokens of the same member, never another member.
+
+Bytes at least, of an item size s and R = B T: forward s R d 2 (+ position, from the cache) + 8 R; backward s R d (twice with
+position) + 4 V d written, or with `accumulate` 8 d for each distinct token; 24 R of tokens and places. Launch 1 reads 16 K R
+bytes of tokens, from the cache (K = 16 at V = 256, 512 at V = 50257: 4 and 134 MB at R = 16384), where a sort of the tokens would
+take ten launches and more; a grad row is read once either way.
+
+Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+from pyscaling.kernels.linear import rows_contiguous
+
+MOST_BUCKETS = 512  # more would read more bytes of tokens than the gradient has; exceeded from V = 65537 only
+
+
+@triton.jit
+def embedding_forward_kernel(
+    tokens, weight, position, out, n_row, length, vocab_size, token_stride, sequence_stride, weight_stride, position_stride,
+    HAS_POSITION: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    i_member = tl.program_id(1).to(tl.int64)
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_column = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_row, m_column = o_row < n_row, o_column < D
+    o_time = o_row % length
+    p_token = tokens + i_member * token_stride + (o_row // length).to(tl.int64) * sequence_stride + o_time
+    token = tl.load(p_token, mask=m_row, other=-1)  # [ROWS]
+    known = (token >= 0) & (token < vocab_size)
+    p_weight = weight + i_member * weight_stride + token[:, None] * D + o_column[None, :]
+    row = tl.load(p_weight, mask=known[:, None] & m_column[None, :], other=0.0).to(tl.float32)
+    row = tl.where(known[:, None], row, float("nan"))  # [ROWS, BLOCK_D]
+    mask = m_row[:, None] & m_column[None, :]
+    if HAS_POSITION:
+        p_position = position + i_member * position_stride + o_time[:, None].to(tl.int64) * D + o_column[None, :]
+        row += tl.load(p_position, mask=mask, other=0.0).to(tl.float32)
+    p_out = out + (i_member * n_row + o_row)[:, None] * D + o_column[None, :]
+    tl.store(p_out, row.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def embedding_places_kernel(
+    tokens, places, bounds, grad, grad_position, n_row, length, vocab_size, context, token_stride, sequence_stride,
+    position_stride, BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """places [M, R] int32: row * SLOTS + slot, bucket by bucket; bounds [M, BUCKETS, 2] int32: where each bucket's begin, end."""
+    i_program, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tokens += i_member * token_stride
+    if i_program < BUCKETS:
+        before = tl.zeros([BLOCK_T], tl.int32)
+        for start in range(0, n_row, BLOCK_T):
+            o_row = start + tl.arange(0, BLOCK_T)
+            p_token = tokens + (o_row // length).to(tl.int64) * sequence_stride + o_row % length
+            token = tl.load(p_token, mask=o_row < n_row, other=-1)
+            known = (token >= 0) & (token < vocab_size)
+            before += (known & (token.to(tl.int32) % BUCKETS < i_program)).to(tl.int32)
+        begin = tl.sum(before, axis=0)
+        end = begin
+        for start in range(0, n_row, BLOCK_T):
+            o_row = start + tl.arange(0, BLOCK_T)
+            p_token = tokens + (o_row // length).to(tl.int64) * sequence_stride + o_row % length
+            token = tl.load(p_token, mask=o_row < n_row, other=-1)
+            known = (token >= 0) & (token < vocab_size)
+            mine = known & (token.to(tl.int32) % BUCKETS == i_program)
+            rank = tl.cumsum(mine.to(tl.int32), axis=0)  # from 1
+            place = o_row * SLOTS + token.to(tl.int32) // BUCKETS
+            tl.store(places + i_member * n_row + end + rank - 1, place, mask=mine)
+            end += tl.sum(mine.to(tl.int32), axis=0)
+        p_bounds = bounds + (i_member * BUCKETS + i_program) * 2
+        tl.store(p_bounds, begin)
+        tl.store(p_bounds + 1, end)
+    else:
+        n_column_block = tl.cdiv(D, COLUMNS)
+        i_tile = i_program - BUCKETS
+        o_time = i_tile // n_column_block * ROWS + tl.arange(0, ROWS)
+        o_column = i_tile % n_column_block * COLUMNS + tl.arange(0, COLUMNS)
+        m_column = (o_column < D)[None, :]
+        mask = (o_time < length)[:, None] & m_column
+        o_tile = o_time[:, None].to(tl.int64) * D + o_column[None, :]
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for first in range(0, n_row, length):
+            p_grad = grad + (i_member * n_row + first) * D + o_tile
+            total += tl.load(p_grad, mask=mask, other=0.0).to(tl.float32)
+        p_out = grad_position + i_member * position_stride + o_tile
+        tl.store(p_out, total.to(grad_position.dtype.element_ty), mask=(o_time < context)[:, None] & m_column)
+
+
+@triton.jit
+def embedding_backward_kernel(
+    grad, places, bounds, grad_weight, n_row, vocab_size, weight_stride,
+    ACCUMULATE: tl.constexpr, UPCAST: tl.constexpr, BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i_bucket, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    m_column = (o_column < D)[None, :]
+    o_slot = tl.arange(0, SLOTS)
+    p_bounds = bounds + (i_member * BUCKETS + i_bucket) * 2
+    begin, end = tl.load(p_bounds), tl.load(p_bounds + 1)
+    grad += i_member * n_row * D
+    places += i_member * n_row
+    total = tl.zeros([SLOTS, COLUMNS], tl.float32)
+    count = tl.zeros([SLOTS], tl.int32)
+    for start in range(begin, end, ROWS):
+        o_place = start + tl.arange(0, ROWS)
+        place = tl.load(places + o_place, mask=o_place < end, other=-1)
+        p_grad = grad + (place // SLOTS)[:, None].to(tl.int64) * D + o_column[None, :]
+        b_grad = tl.load(p_grad, mask=(place >= 0)[:, None] & m_column, other=0.0)  # [ROWS, COLUMNS]
+        belongs = (o_slot[:, None] == (place % SLOTS)[None, :]) & (place >= 0)[None, :]  # [SLOTS, ROWS]
+        total = dot(belongs.to(tl.float32).to(b_grad.dtype), b_grad, total, UPCAST)
+        if ACCUMULATE:
+            count += tl.sum(belongs.to(tl.int32), axis=1)
+    o_vocab = i_bucket + BUCKETS * o_slot
+    m_slot = o_vocab < vocab_size
+    if ACCUMULATE:
+        m_slot = m_slot & (count > 0)
+    mask = m_slot[:, None] & m_column
+    p_out = grad_weight + i_member * weight_stride + o_vocab[:, None].to(tl.int64) * D + o_column[None, :]
+    if ACCUMULATE:
+        total += tl.load(p_out, mask=mask, other=0.0).to(tl.float32)
+    tl.store(p_out, total.to(grad_weight.dtype.element_ty), mask=mask)
+
+
+def embedding_forward(tokens: Tensor, weight: Tensor, position: Tensor | None = None) -> Tensor:
+    """[M, B T, d]: tokens [M, B, T] of any stride but a contiguous T, weight [M, V, d], position of any member stride."""
+    (n_member, n_sequence, length), (_, vocab_size, d) = tokens.shape, weight.shape
+    n_row = n_sequence * length
+    out = torch.empty(n_member, n_row, d, dtype=weight.dtype, device=weight.device)
+    block = min(1024, triton.next_power_of_2(d))
+    rows = max(1, min(2048 // block, 64))  # 2048 numbers a program: 16 a thread, two loads of 16 bytes in 16 bits
+    launch(
+        embedding_forward_kernel,
+        (cdiv(n_row, rows), n_member, cdiv(d, block)),
+        tokens, weight, position if position is not None else weight, out,
+        n_row, length, vocab_size, tokens.stride(0), tokens.stride(1),
+        weight.stride(0), position.stride(0) if position is not None else 0,
+        reads=[tokens, out, position[:, :length] if position is not None else None],  # a row of the table for each of out
+        writes=[out],
+        HAS_POSITION=position is not None,
+        D=d,
+        ROWS=rows,
+        BLOCK_D=block,
+    )  # fmt: skip
+    return out
+
+
+def embedding_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    vocab_size: int,
+    grad_weight: Tensor | None = None,
+    grad_position: Tensor | None = None,
+    *,
+    accumulate: bool = False,
+) -> Tensor:
+    """grad_weight [M, V, d] of grad [M, B T, d], float32 unless given; `accumulate` adds to the one given.
+
+    grad_position [M, context, d] is written where it is given. Both of any member stride and floating dtype.
+    """
+    (n_member, n_sequence, length), d = tokens.shape, grad.shape[2]
+    n_row = n_sequence * length
+    if accumulate and grad_weight is None:
+        raise ValueError("accumulate=True adds to grad_weight; give it.")
+    if grad_weight is None:
+        grad_weight = torch.empty(n_member, vocab_size, d, dtype=torch.float32, device=grad.device)
+    # A bucket holds 16 rows at least, for a dot takes no fewer, and 128 at most, for the registers.
+    slots = min(128, max(16, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))
+    buckets = triton.next_power_of_2(cdiv(vocab_size, slots))
+    if n_row * slots >= 2**31:
+        raise ValueError(f"tokens must hold fewer than {2**31 // slots} tokens a member, got {n_row}; split the batch.")
+    places = torch.empty(n_member, n_row, dtype=torch.int32, device=grad.device)
+    bounds = torch.empty(n_member, buckets, 2, dtype=torch.int32, device=grad.device)
+    context = grad_position.shape[1] if grad_position is not None else 0
+    rows, columns = (
+        16,
+        min(128, triton.next_power_of_2(d)),
+    )  # a load of 8 or 16 bytes for each of the 512 threads that scan tokens
+    launch(
+        embedding_places_kernel,
+        (buckets + cdiv(context, rows) * cdiv(d, columns), n_member),
+        tokens, places, bounds, grad, grad_position if grad_position is not None else grad,
+        n_row, length, vocab_size, context, tokens.stride(0), tokens.stride(1),
+        grad_position.stride(0) if grad_position is not None else 0,
+        reads=[tokens, tokens, grad if grad_position is not None else None],
+        writes=[places, bounds, grad_position],
+        BUCKETS=buckets,
+        SLOTS=slots,
+        D=d,
+        BLOCK_T=min(4096, max(16, triton.next_power_of_2(n_row))),  # few trips: each waits for the cache
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=8 if target_of(grad.device).startswith("gfx") else 16,  # 8 tokens a thread; 16 would spill
+    )  # fmt: skip
+    full = grad.dtype == torch.float32
+    # In 16 bits columns of 128 bytes and at most 32 sums a thread; float32 has no tensor cores: 16 sums, short steps.
+    columns = min(32 if full else 64, max(16, triton.next_power_of_2(d)))
+    launch(
+        embedding_backward_kernel,
+        (buckets, n_member, cdiv(d, columns)),
+        grad, places, bounds, grad_weight, n_row, vocab_size, grad_weight.stride(0),
+        reads=[grad, places, bounds, grad if accumulate else None],  # at most a row of grad_weight for each of grad
+        writes=[grad if accumulate else grad_weight],
+        flops=2 * n_member * slots * n_row * d,
+        ACCUMULATE=accumulate,
+        UPCAST=upcasts(grad.dtype),
+        BUCKETS=buckets,
+        SLOTS=slots,
+        D=d,
+        ROWS=16 if full else 64,
+        COLUMNS=columns,
+        num_warps=8 if slots >= 64 else 4,
+    )  # fmt: skip
+    return grad_weight
+
+
+@operator()
+def embedding_op(tokens: Tensor, weight: Tensor, position: Tensor | None) -> Tensor:
+    return embedding_forward(tokens, weight, position)
+
+
+@operator()
+def embedding_gradients(grad: Tensor, tokens: Tensor, weight: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+    grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    grad_position = position.new_empty(position.shape) if position is not None else None
+    embedding_backward(grad.contiguous(), tokens, weight.shape[1], grad_weight, grad_position)
+    return grad_weight, grad_position if grad_position is not None else grad.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tokens, weight, position = ctx.saved_tensors
+    grad_weight, grad_position = embedding_gradients(grad, tokens, weight, position)
+    return None, grad_weight, grad_position if position is not None else None
+
+
+embedding_op.register_autograd(_gradients, setup_context=_save)
+
+
+def embedding(tokens: Tensor, weight: Tensor, position: Tensor | None = None) -> Tensor:
+    """Rows of each member's own table, and the position's row added, for each token.
+
+    tokens: [M, B, T] int64, weight: [M, V, d], position: [M, context, d] with context >= T -> [M, B T, d]; of a single model
+    tokens [B, T] and all without M. A token outside [0, V) gives a row of NaN. Raises ValueError for what does not fit.
+    """
+    if tokens.dim() == 2 and weight.dim() == 2:
+        single = position.unsqueeze(0) if position is not None else None
+        return embedding(tokens.unsqueeze(0), weight.unsqueeze(0), single).squeeze(0)
+    check_first("weight", weight)
+    check("weight", weight, (None, None, None), weight)
+    check("tokens", tokens, (weight.shape[0], None, None), weight, (torch.int64,))
+    check("position", position, (weight.shape[0], None, weight.shape[2]), weight)
+    if position is not None and position.shape[1] < tokens.shape[2]:
+        raise ValueError(f"position has {position.shape[1]} rows for sequences of {tokens.shape[2]}; shorten them.")
+    if tokens.shape[2] > 1 and tokens.stride(2) != 1:
+        tokens = tokens.contiguous()
+    return embedding_op(tokens, rows_contiguous(weight), rows_contiguous(position))

@@ -1,0 +1,452 @@
+"""LayerNorm (Ba et al. 2016) and RMSNorm (Zhang & Sennrich 2019) of a fleet, with the residual sum before them.
+
+    z = x (+ residual), normed = (z - mean(z)) rstd gain (+ bias), rstd = 1 / sqrt(var(z) + eps); RMSNorm: mean 0, var mean(z^2)
+    with w = grad_normed gain and n = (z - mean) rstd:  grad_z = rstd (w - mean(w) - n mean(w n)) (+ add);  RMSNorm: no mean(w)
+    grad_gain = sum over rows of grad_normed n, grad_bias = sum over rows of grad_normed
+
+x, residual, normed, z [M, R, d], gain and bias [M, d] of any member stride; statistics [2, M, R] (rstd, mean) or [1, M, R] in
+float32, of z as it is stored. `add` is the gradient that reaches z by the residual path.
+
+Launches: 1 forward. Backward 2: rows of grad_z, whose programs also sum gain and bias over the rows they visit, and the
+sum of those parts in a fixed order; 1 where a member has but one program. Each output element has one writer.
+Bytes at least, of an item size s: forward s R d (2, with a residual 4), backward s R d (3, with `add` 4), and 4 or 8 R of
+statistics each. Rows wider than 8192 are read twice, from the cache; their backward reads grad_normed and z once more.
+
+Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyscaling.kernels.launch import cdiv, check, check_first, launch, operator, target_of
+from pyscaling.kernels.linear import rows_contiguous
+
+WIDEST_BLOCK = 8192  # a wider row would take more registers than a program of 16 warps has
+# of the largest card of each target; the interpreter's makes small tests visit several parts and several rows a part
+MULTIPROCESSORS = {
+    "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256, "interpreter": 2,
+}  # fmt: skip
+
+
+class Tile(NamedTuple):
+    """Whole rows of a block of columns. The width itself is a constant of the kernels: rows of d = 24 load in 16 bytes, too."""
+
+    ROWS: int
+    BLOCK_D: int
+
+
+_MEMBERS = 8  # of a fleet that a device should be filled by
+
+
+def tile_for(n_row: int, d: int, elements: int, target: str) -> Tile:
+    """Whole rows, `elements` numbers together, or fewer rows where eight members would not fill a device twice over.
+
+    The number of members itself has no say, or a member's last bits would depend on it.
+    """
+    block = triton.next_power_of_2(d)
+    rows = max(1, min(elements // block, 128, triton.next_power_of_2(n_row)))
+    while rows > 1 and _MEMBERS * cdiv(n_row, rows) < 2 * MULTIPROCESSORS.get(target, 132):
+        rows //= 2
+    return Tile(rows, block)
+
+
+def warps_for(elements: int, target: str) -> int:
+    """16 numbers a thread: two loads of 16 bytes in 16 bits, and the backward's five blocks fit into registers."""
+    threads_a_warp = 64 if target.startswith("gfx") else 32
+    return min(1024 // threads_a_warp, max(1, elements // (16 * threads_a_warp)))
+
+
+@triton.jit
+def layer_norm_forward_kernel(
+    x, residual, gain, bias, normed, total, stats, n_row, gain_stride, bias_stride, eps,
+    RMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    i_member = tl.program_id(1).to(tl.int64)
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_column = tl.arange(0, BLOCK_D)
+    m_row, m_column = o_row < n_row, o_column < D
+    mask = m_row[:, None] & m_column[None, :]
+    first = (i_member * n_row + tl.program_id(0) * ROWS) * D
+    offset = first + (tl.arange(0, ROWS)[:, None] * D + o_column[None, :])  # [ROWS, BLOCK_D]
+    z = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        rounded = (z + tl.load(residual + offset, mask=mask, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+        tl.store(total + offset, rounded, mask=mask)
+        z = rounded.to(tl.float32)
+    p_stats = stats + i_member * n_row + o_row
+    if not RMS:
+        mean = tl.sum(z, axis=1) / D
+        z = tl.where(mask, z - mean[:, None], 0.0)
+        tl.store(p_stats + tl.num_programs(1).to(tl.int64) * n_row, mean, mask=m_row)
+    rstd = tl.rsqrt(tl.sum(z * z, axis=1) / D + eps)
+    tl.store(p_stats, rstd, mask=m_row)
+    out = z * rstd[:, None] * tl.load(gain + i_member * gain_stride + o_column, mask=m_column).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        out += tl.load(bias + i_member * bias_stride + o_column, mask=m_column).to(tl.float32)[None, :]
+    tl.store(normed + offset, out.to(normed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def layer_norm_wide_forward_kernel(
+    x, residual, gain, bias, normed, total, stats, n_row, gain_stride, bias_stride, eps,
+    RMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One row, a block at a time: mean and squares merged as in Chan et al. 1979, then the output."""
+    i_member, i_row = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    row = (i_member * n_row + i_row) * D
+    mean, squares = 0.0, 0.0
+    for start in range(0, D, BLOCK_D):
+        o_column = start + tl.arange(0, BLOCK_D)
+        mask = o_column < D
+        z = tl.load(x + row + o_column, mask=mask, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            other = tl.load(residual + row + o_column, mask=mask, other=0.0).to(tl.float32)
+            rounded = (z + other).to(total.dtype.element_ty)
+            tl.store(total + row + o_column, rounded, mask=mask)
+            z = rounded.to(tl.float32)
+        if RMS:
+            squares += tl.sum(z * z)
+        else:
+            n = tl.minimum(D - start, BLOCK_D).to(tl.float32)
+            block_mean = tl.sum(z) / n
+            z = tl.where(mask, z - block_mean, 0.0)
+            delta = block_mean - mean
+            mean += delta * (n / (start + n))
+            squares += tl.sum(z * z) + delta * delta * (start * n / (start + n))
+    rstd = tl.rsqrt(squares / D + eps)
+    tl.store(stats + i_member * n_row + i_row, rstd)
+    if not RMS:
+        tl.store(stats + (tl.num_programs(1).to(tl.int64) + i_member) * n_row + i_row, mean)
+    for start in range(0, D, BLOCK_D):
+        o_column = start + tl.arange(0, BLOCK_D)
+        mask = o_column < D
+        z = tl.load(x + row + o_column, mask=mask, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:  # summed again, not read back: another thread may have written it
+            other = tl.load(residual + row + o_column, mask=mask, other=0.0).to(tl.float32)
+            z = (z + other).to(total.dtype.element_ty).to(tl.float32)
+        out = (z - mean) * rstd * tl.load(gain + i_member * gain_stride + o_column, mask=mask).to(tl.float32)
+        if HAS_BIAS:
+            out += tl.load(bias + i_member * bias_stride + o_column, mask=mask).to(tl.float32)
+        tl.store(normed + row + o_column, out.to(normed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def layer_norm_backward_kernel(
+    grad, z, gain, stats, add, grad_z, gain_sum, bias_sum, n_row, gain_stride, gain_sum_stride, bias_sum_stride,
+    RMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Part p of P visits blocks p, p + P, ... of a member's rows and writes row p of its sums."""
+    i_part, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o_column = tl.arange(0, BLOCK_D)
+    m_column = o_column < D
+    o_block = tl.arange(0, ROWS)[:, None] * D + o_column[None, :]  # [ROWS, BLOCK_D]
+    grad_gain = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    grad_bias = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for i_block in range(i_part, tl.cdiv(n_row, ROWS), tl.num_programs(0)):
+        o_row = i_block * ROWS + tl.arange(0, ROWS)
+        m_row = o_row < n_row
+        mask = m_row[:, None] & m_column[None, :]
+        offset = (i_member * n_row + i_block * ROWS) * D + o_block  # [ROWS, BLOCK_D]
+        b_grad = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32)
+        n = tl.load(z + offset, mask=mask, other=0.0).to(tl.float32)
+        p_stats = stats + i_member * n_row + o_row
+        rstd = tl.load(p_stats, mask=m_row, other=0.0)[:, None]
+        if not RMS:
+            mean = tl.load(p_stats + tl.num_programs(1).to(tl.int64) * n_row, mask=m_row, other=0.0)
+            n = tl.where(m_column[None, :], n - mean[:, None], 0.0)
+        n *= rstd
+        grad_gain += b_grad * n
+        # loaded anew for each block, from the cache: kept, it would cost 16 registers a thread and spills
+        w = b_grad * tl.load(gain + i_member * gain_stride + o_column, mask=m_column, other=0.0).to(tl.float32)[None, :]
+        out = w - n * (tl.sum(w * n, axis=1) / D)[:, None]
+        if not RMS:
+            out -= (tl.sum(w, axis=1) / D)[:, None]
+        if HAS_BIAS:
+            grad_bias += b_grad
+        out *= rstd
+        if HAS_ADD:
+            out += tl.load(add + offset, mask=mask, other=0.0).to(tl.float32)
+        tl.store(grad_z + offset, out.to(grad_z.dtype.element_ty), mask=mask)
+    o_sum = i_part.to(tl.int64) * D + o_column
+    total = tl.sum(grad_gain, axis=0).to(gain_sum.dtype.element_ty)
+    tl.store(gain_sum + i_member * gain_sum_stride + o_sum, total, mask=m_column)
+    if HAS_BIAS:
+        total = tl.sum(grad_bias, axis=0).to(bias_sum.dtype.element_ty)
+        tl.store(bias_sum + i_member * bias_sum_stride + o_sum, total, mask=m_column)
+
+
+@triton.jit
+def layer_norm_wide_backward_kernel(
+    grad, z, gain, stats, add, grad_z, gain_sum, bias_sum, n_row, n_part, gain_stride, gain_sum_stride, bias_sum_stride,
+    RMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The first n_row programs of a member: one row of grad_z each, a block at a time. The others: sums over part of the
+    rows of ROWS * BLOCK_D / ROWS columns."""
+    i_program, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    if i_program < n_row:
+        i_row = i_member * n_row + i_program
+        row = i_row * D
+        rstd, mean = tl.load(stats + i_row), 0.0
+        if not RMS:
+            mean = tl.load(stats + tl.num_programs(1).to(tl.int64) * n_row + i_row)
+        sum_w, sum_wn = 0.0, 0.0
+        for start in range(0, D, ROWS * BLOCK_D):
+            o_column = start + tl.arange(0, ROWS * BLOCK_D)
+            mask = o_column < D
+            n = (tl.load(z + row + o_column, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+            w = tl.load(grad + row + o_column, mask=mask, other=0.0).to(tl.float32)
+            w *= tl.load(gain + i_member * gain_stride + o_column, mask=mask, other=0.0).to(tl.float32)
+            sum_wn += tl.sum(w * n)
+            if not RMS:
+                sum_w += tl.sum(w)
+        sum_w, sum_wn = sum_w / D, sum_wn / D
+        for start in range(0, D, ROWS * BLOCK_D):
+            o_column = start + tl.arange(0, ROWS * BLOCK_D)
+            mask = o_column < D
+            n = (tl.load(z + row + o_column, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+            w = tl.load(grad + row + o_column, mask=mask, other=0.0).to(tl.float32)
+            w *= tl.load(gain + i_member * gain_stride + o_column, mask=mask, other=0.0).to(tl.float32)
+            out = (w - sum_w - n * sum_wn) * rstd
+            if HAS_ADD:
+                out += tl.load(add + row + o_column, mask=mask, other=0.0).to(tl.float32)
+            tl.store(grad_z + row + o_column, out.to(grad_z.dtype.element_ty), mask=mask)
+    else:
+        i_part = (i_program - n_row) % n_part
+        o_column = (i_program - n_row) // n_part * BLOCK_D + tl.arange(0, BLOCK_D)
+        m_column = o_column < D
+        o_block = tl.arange(0, ROWS)[:, None] * D + o_column[None, :]  # [ROWS, BLOCK_D]
+        grad_gain = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        grad_bias = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        for i_block in range(i_part, tl.cdiv(n_row, ROWS), n_part):
+            o_row = i_block * ROWS + tl.arange(0, ROWS)
+            m_row = o_row < n_row
+            mask = m_row[:, None] & m_column[None, :]
+            offset = (i_member * n_row + i_block * ROWS) * D + o_block  # [ROWS, BLOCK_D]
+            b_grad = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32)
+            n = tl.load(z + offset, mask=mask, other=0.0).to(tl.float32)
+            p_stats = stats + i_member * n_row + o_row
+            if not RMS:
+                n -= tl.load(p_stats + tl.num_programs(1).to(tl.int64) * n_row, mask=m_row, other=0.0)[:, None]
+            grad_gain += b_grad * (n * tl.load(p_stats, mask=m_row, other=0.0)[:, None])
+            if HAS_BIAS:
+                grad_bias += b_grad
+        o_sum = i_part.to(tl.int64) * D + o_column
+        total = tl.sum(grad_gain, axis=0).to(gain_sum.dtype.element_ty)
+        tl.store(gain_sum + i_member * gain_sum_stride + o_sum, total, mask=m_column)
+        if HAS_BIAS:
+            total = tl.sum(grad_bias, axis=0).to(bias_sum.dtype.element_ty)
+            tl.store(bias_sum + i_member * bias_sum_stride + o_sum, total, mask=m_column)
+
+
+@triton.jit
+def sum_parts_kernel(
+    parts, grad_gain, grad_bias, n_part, d, grad_gain_stride, grad_bias_stride,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """parts [1 or 2, M, n_part, d] summed over n_part; the first array is the gain's, the second the bias's."""
+    i_member, i_array = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    m_column = o_column < d
+    parts += (i_array.to(tl.int64) * tl.num_programs(1) + i_member) * n_part * d
+    total = tl.zeros([PARTS, COLUMNS], tl.float32)
+    for start in range(0, n_part, PARTS):
+        o_part = start + tl.arange(0, PARTS)
+        mask = (o_part < n_part)[:, None] & m_column[None, :]
+        total += tl.load(parts + o_part[:, None] * d + o_column[None, :], mask=mask, other=0.0)
+    sums = tl.sum(total, axis=0)
+    if i_array == 0:
+        out = sums.to(grad_gain.dtype.element_ty)
+        tl.store(grad_gain + i_member * grad_gain_stride + o_column, out, mask=m_column)
+    else:
+        out = sums.to(grad_bias.dtype.element_ty)
+        tl.store(grad_bias + i_member * grad_bias_stride + o_column, out, mask=m_column)
+
+
+def layer_norm_forward(
+    x: Tensor,
+    gain: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    rms: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(normed, x + residual or None, statistics): x, residual [M, R, d] contiguous, gain, bias [M, d] of any member stride."""
+    n_member, n_row, d = x.shape
+    normed = torch.empty_like(x)
+    total = torch.empty_like(x) if residual is not None else None
+    stats = torch.empty(1 if rms else 2, n_member, n_row, dtype=torch.float32, device=x.device)
+    target = target_of(x.device)
+    wide = d > WIDEST_BLOCK
+    # 2048 numbers a program: four warps, so that many small programs hide each other's reductions
+    tile = Tile(1, 4096) if wide else tile_for(n_row, d, 2048, target)
+    launch(
+        layer_norm_wide_forward_kernel if wide else layer_norm_forward_kernel,
+        (cdiv(n_row, tile.ROWS), n_member),
+        x, residual if residual is not None else x, gain, bias if bias is not None else gain,
+        normed, total if total is not None else x, stats,
+        n_row, gain.stride(0), bias.stride(0) if bias is not None else 0, eps,
+        reads=[x, residual, gain, bias],
+        writes=[normed, total, stats],
+        RMS=rms,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        D=d,
+        num_warps=warps_for(tile.ROWS * tile.BLOCK_D, target),
+        **({"BLOCK_D": tile.BLOCK_D} if wide else tile._asdict()),
+    )  # fmt: skip
+    return normed, total, stats
+
+
+def layer_norm_backward(
+    grad_normed: Tensor,
+    z: Tensor,
+    gain: Tensor,
+    stats: Tensor,
+    add: Tensor | None = None,
+    grad_gain: Tensor | None = None,
+    grad_bias: Tensor | None = None,
+    *,
+    has_bias: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(grad_z, grad_gain, grad_bias) of `layer_norm_forward`; those of the weights are written where they are given.
+
+    z: what was normed, x or x + residual; add: the gradient of z by other paths. grad_gain, grad_bias: [M, d] of any member
+    stride and floating dtype; made in the gain's dtype where missing, the bias's if has_bias.
+    """
+    n_member, n_row, d = z.shape
+    rms, target = stats.shape[0] == 1, target_of(z.device)
+    grad_z = torch.empty_like(z)
+    if grad_gain is None:
+        grad_gain = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
+    if grad_bias is None and has_bias:
+        grad_bias = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
+    has_bias = grad_bias is not None
+    wide = d > WIDEST_BLOCK
+    # 4096 numbers a program: the parts to be summed later are few beside the rows
+    tile = Tile(4, 1024) if wide else tile_for(n_row, d, 4096, target)
+    n_column_block = cdiv(d, tile.BLOCK_D)
+    n_part = max(1, min(cdiv(n_row, tile.ROWS), cdiv(2 * MULTIPROCESSORS.get(target, 132), _MEMBERS * n_column_block)))
+    if n_part > 1:
+        parts = torch.empty(1 + has_bias, n_member, n_part, d, dtype=torch.float32, device=z.device)
+        gain_sum, bias_sum = parts[0], parts[-1] if has_bias else None
+    else:
+        gain_sum, bias_sum = grad_gain, grad_bias
+    launch(
+        layer_norm_wide_backward_kernel if wide else layer_norm_backward_kernel,
+        (n_row + n_part * n_column_block if wide else n_part, n_member),
+        grad_normed, z, gain, stats, add if add is not None else z, grad_z,
+        gain_sum, bias_sum if bias_sum is not None else gain_sum,
+        n_row, *([n_part] if wide else []), gain.stride(0), gain_sum.stride(0), bias_sum.stride(0) if bias_sum is not None else 0,
+        reads=[grad_normed, z, gain, stats, add],
+        writes=[grad_z, gain_sum, bias_sum],
+        RMS=rms,
+        HAS_BIAS=has_bias,
+        HAS_ADD=add is not None,
+        D=d,
+        num_warps=warps_for(tile.ROWS * tile.BLOCK_D, target),
+        **tile._asdict(),
+    )  # fmt: skip
+    if n_part > 1:
+        columns = 32  # lines of 128 bytes, and enough programs at the usual widths
+        launch(
+            sum_parts_kernel,
+            (cdiv(d, columns), n_member, 1 + has_bias),
+            parts, grad_gain, grad_bias if grad_bias is not None else grad_gain,
+            n_part, d, grad_gain.stride(0), grad_bias.stride(0) if grad_bias is not None else 0,
+            reads=[parts],
+            writes=[grad_gain, grad_bias],
+            PARTS=min(64, triton.next_power_of_2(n_part)),
+            COLUMNS=columns,
+        )  # fmt: skip
+    return grad_z, grad_gain, grad_bias
+
+
+@operator()
+def layer_norm_op(
+    x: Tensor, gain: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    normed, total, stats = layer_norm_forward(x, gain, bias, residual, eps, rms=rms)
+    return normed, total if total is not None else x.new_empty(0), stats
+
+
+@operator()
+def layer_norm_gradients(
+    grad_normed: Tensor, z: Tensor, gain: Tensor, stats: Tensor, add: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_bias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device) if bias is not None else None
+    add = add.contiguous() if add is not None else None
+    grad_z, grad_gain, _ = layer_norm_backward(grad_normed.contiguous(), z, gain, stats, add, None, grad_bias)
+    return grad_z, grad_gain, grad_bias if grad_bias is not None else z.new_empty(0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, gain, bias, residual, *_ = inputs
+    _, total, stats = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(stats)
+    ctx.save_for_backward(total if residual is not None else x, gain, bias, stats)
+    ctx.has_residual = residual is not None
+
+
+def _gradients(ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    z, gain, bias, stats = ctx.saved_tensors
+    add = grad_total if ctx.has_residual else None
+    if grad_normed is None:
+        grad_normed = torch.zeros_like(z)
+    grad_z, grad_gain, grad_bias = layer_norm_gradients(grad_normed, z, gain, stats, add, bias)
+    return (
+        grad_z, grad_gain, grad_bias if bias is not None else None, grad_z if ctx.has_residual else None, None, None
+    )  # fmt: skip
+
+
+layer_norm_op.register_autograd(_gradients, setup_context=_save)
+
+
+def layer_norm(
+    x: Tensor, gain: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | tuple[Tensor, Tensor]:
+    """LayerNorm over the last axis of x, or of x + residual, with each member's gain and bias.
+
+    x, residual: [M, R, d]; gain, bias: [M, d], of x's dtype or float32; a single model's without M. Returns normed, or
+    (normed, x + residual) where a residual is given. Raises ValueError for shapes, dtypes or devices that do not fit.
+    """
+    return _norm(x, gain, bias, residual, eps, rms=False)
+
+
+def rms_norm(
+    x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | tuple[Tensor, Tensor]:
+    """RMSNorm over the last axis of x, or of x + residual; arguments and result as `layer_norm`'s."""
+    return _norm(x, gain, None, residual, eps, rms=True)
+
+
+def _norm(
+    x: Tensor, gain: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, *, rms: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    if x.dim() == 2:
+        single = [t.unsqueeze(0) if t is not None else None for t in (x, gain, bias, residual)]
+        out = _norm(*single, eps, rms=rms)  # type: ignore[arg-type]
+        return out.squeeze(0) if isinstance(out, Tensor) else (out[0].squeeze(0), out[1].squeeze(0))
+    check_first("x", x)
+    check("x", x, (None, None, None), x)
+    if x.shape[2] == 0:
+        raise ValueError(f"x must have at least one column to be normed, got {list(x.shape)}.")
+    dtypes = (x.dtype,) if x.dtype == torch.float32 else (x.dtype, torch.float32)
+    check("gain", gain, (x.shape[0], x.shape[2]), x, dtypes)
+    check("bias", bias, (x.shape[0], x.shape[2]), x, dtypes)
+    check("residual", residual, x.shape, x)
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}.")
+    contiguous = residual.contiguous() if residual is not None else None
+    bias = rows_contiguous(bias)
+    normed, total, _ = layer_norm_op(x.contiguous(), rows_contiguous(gain), bias, contiguous, float(eps), rms)
+    return normed if residual is None else (normed, total)

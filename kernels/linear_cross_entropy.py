@@ -1,0 +1,547 @@
+"""Output projection and cross-entropy of a fleet in one: the logits x W [M, R, V] are never stored in memory.
+
+    loss = lse - logit[target] + z lse^2,   lse = log sum_v exp(logit_v),   0 where target == -100
+    dlogits = scale (p (1 + 2 z lse) - onehot),   p = exp(logit - lse),   grad_x = dlogits W^T,   grad_W = x^T dlogits
+
+x [M, R, d], W [M, d, V] (or the transposed view of a tied embedding [M, V, d]), targets [M, R] -> loss, lse [M, R] float32.
+
+Forward, one launch: a program takes BLOCK_R rows of one member and walks the vocabulary in blocks of BLOCK_V, keeping
+the running maximum, sum of exponentials and logit of the target (online softmax, Milakov & Gimelshein 2018). Where rows
+are too few to fill the device, the vocabulary is split over programs, and a second launch combines their 3 floats a row.
+
+Backward, one launch: both gradients have the form of attention's backward. With one side *staying* in a program and the
+other side *looping* past it, in blocks: logits = stay loop^T, acc += dlogits loop. Rows stay and the vocabulary
+loops for grad_x; the vocabulary stays and rows loop for grad_W; the program index tells which. The accumulator [BLOCK_S,
+BLOCK_G] lives in registers, so a wide d is cut into `groups` of BLOCK_G columns, each of which computes the logits again.
+Where one side is too short to fill the device, the loop is split, too; float32 partial sums are added by a second launch.
+
+FLOPs, in units of one product 2 M R V d: forward 1, backward 2 + 2 groups (2 with stored logits), so 5 instead of 3 for
+d <= BLOCK_G. Bytes at least: forward x + W + targets + 8 R M; backward x + W + both gradients + 16 R M. Stored 16-bit logits
+would move 4 R V M bytes forward (written, read) and 6 to 8 more backward.
+
+lse is kept in float32, so backward p has a relative error of eps |lse| at most: at logits of 1000 a p of 1 is good to 6e-5.
+
+Every element of every output and of every scratch has one writer; there are no atomics, so two runs give the same bits. How
+often a loop is split depends on the shapes, M among them: a member's last bits may depend on how many members run beside
+it, never on what they hold. Nothing of this file has run on hardware yet: numbers are from the interpreter, registers and
+shared memory from compiling.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+
+IGNORED = tl.constexpr(-100)
+
+
+@triton.jit
+def _tile(pointer, n_start, n_end, stride_n, k_start, k_end, stride_k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Part of a matrix [n_end, k_end] at (n_start, k_start), zero outside of it: [BLOCK_N, BLOCK_K]."""
+    n = tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    pointer += tl.cast(n_start, tl.int64) * stride_n + tl.cast(k_start, tl.int64) * stride_k
+    inside = (n_start + n < n_end)[:, None] & (k_start + k < k_end)[None, :]
+    return tl.load(pointer + n[:, None] * stride_n + k[None, :] * stride_k, mask=inside, other=0.0)
+
+
+@triton.jit
+def _loss(top, total, target_logit, target, vocab, z_loss):
+    """Loss and lse of rows from the largest logit, the sum of exp(logit - top) and the logit of the target."""
+    log_total = tl.log(total)
+    lse = top + log_total
+    # top - target_logit first: where the target is the largest, no bit of log(total) is lost to large logits
+    loss = (top - target_logit) + log_total + tl.cast(z_loss, tl.float32) * lse * lse
+    loss = tl.where((target >= 0) & (target < vocab), loss, float("nan"))
+    return tl.where(target == IGNORED, 0.0, loss), lse
+
+
+@triton.jit
+def _forward_kernel(
+    x, weight, targets, loss, lse, partial, n_member, n_row, d, vocab, weight_member, z_loss, SPLITS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, HELD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(n_row, BLOCK_R)
+    r_start = program % row_blocks * BLOCK_R
+    split = program // row_blocks % SPLITS
+    member = (program // row_blocks // SPLITS).to(tl.int64)
+    x += member * n_row * d
+    weight += member * weight_member
+    stride_v = d if TRANSPOSED else 1
+    stride_d = 1 if TRANSPOSED else vocab
+
+    rows = r_start + tl.arange(0, BLOCK_R)
+    target = tl.load(targets + member * n_row + rows, mask=rows < n_row, other=IGNORED)  # [BLOCK_R]
+    column_of_target = tl.where((target >= 0) & (target < vocab), target, -1).to(tl.int32)
+    top = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    target_logit = tl.zeros([BLOCK_R], tl.float32)
+    if HELD:
+        x_held = _tile(x, r_start, n_row, d, 0, d, 1, BLOCK_R, BLOCK_D)
+    span = tl.cdiv(tl.cdiv(vocab, BLOCK_V), SPLITS) * BLOCK_V
+    for v_start in range(split * span, tl.minimum(split * span + span, vocab), BLOCK_V):
+        logits = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
+        if HELD:
+            w = _tile(weight, v_start, vocab, stride_v, 0, d, stride_d, BLOCK_V, BLOCK_D)
+            logits = dot(x_held, tl.trans(w), logits, UPCAST=UPCAST)
+        else:
+            for k_start in range(0, d, BLOCK_D):
+                x_block = _tile(x, r_start, n_row, d, k_start, d, 1, BLOCK_R, BLOCK_D)
+                w = _tile(weight, v_start, vocab, stride_v, k_start, d, stride_d, BLOCK_V, BLOCK_D)
+                logits = dot(x_block, tl.trans(w), logits, UPCAST=UPCAST)
+        columns = v_start + tl.arange(0, BLOCK_V)
+        logits = tl.where((columns < vocab)[None, :], logits, float("-inf"))
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        pivot = tl.where(new_top == float("-inf"), 0.0, new_top)  # finite for a row of -inf so far: -inf + inf is NaN
+        total = total * tl.exp(top - pivot) + tl.sum(tl.exp(logits - pivot[:, None]), 1)
+        top = new_top
+        target_logit += tl.sum(tl.where(columns[None, :] == column_of_target[:, None], logits, 0.0), 1)
+    row = member * n_row + rows
+    if SPLITS == 1:
+        row_loss, row_lse = _loss(top, total, target_logit, target, vocab, z_loss)
+        tl.store(loss + row, row_loss, mask=rows < n_row)
+        tl.store(lse + row, row_lse, mask=rows < n_row)
+    else:
+        size = tl.cast(n_member, tl.int64) * n_row
+        partial += split * size + row  # [3, SPLITS, M, R]
+        tl.store(partial, top, mask=rows < n_row)
+        tl.store(partial + SPLITS * size, total, mask=rows < n_row)
+        tl.store(partial + 2 * SPLITS * size, target_logit, mask=rows < n_row)
+
+
+@triton.jit
+def _combine_losses(
+    partial, targets, loss, lse, size, vocab, z_loss, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # of M * R
+    inside = row < size
+    stride = tl.cast(size, tl.int64)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    target_logit = tl.zeros([BLOCK], tl.float32)
+    for split in range(SPLITS):
+        top_here = tl.load(partial + split * stride + row, mask=inside, other=0.0)
+        total_here = tl.load(partial + (SPLITS + split) * stride + row, mask=inside, other=0.0)
+        target_logit += tl.load(partial + (2 * SPLITS + split) * stride + row, mask=inside, other=0.0)
+        new_top = tl.maximum(top, top_here)
+        pivot = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp(top - pivot) + total_here * tl.exp(top_here - pivot)
+        top = new_top
+    target = tl.load(targets + row, mask=inside, other=IGNORED)
+    row_loss, row_lse = _loss(top, total, target_logit, target, vocab, z_loss)
+    tl.store(loss + row, row_loss, mask=inside)
+    tl.store(lse + row, row_lse, mask=inside)
+
+
+@triton.jit
+def _rows(scale, targets, lse, r_start, r_end, vocab, z_loss, BLOCK: tl.constexpr):
+    """Of a block of rows: target (-1: none), lse, and in dlogits = a p - b onehot the factors a and b."""
+    rows = r_start + tl.arange(0, BLOCK)
+    target = tl.load(targets + rows, mask=rows < r_end, other=IGNORED)
+    lse = tl.load(lse + rows, mask=rows < r_end, other=0.0)
+    b = tl.load(scale + rows, mask=rows < r_end, other=0.0)
+    valid = (target >= 0) & (target < vocab)
+    b = tl.where(target == IGNORED, 0.0, tl.where(valid, b, float("nan")))
+    return tl.where(valid, target, -1).to(tl.int32), lse, b * (1.0 + 2.0 * tl.cast(z_loss, tl.float32) * lse), b
+
+
+@triton.jit
+def _unit(a, b):
+    """A power of two near the larger of |a| and |b|, over 1024: dlogits in this unit neither overflow nor vanish in float16."""
+    return tl.exp2(tl.floor(tl.log2(tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), 1e-30))) - 10.0)
+
+
+@triton.jit
+def _gradient(
+    stay, n_stay, stay_n, stay_k, loop, n_loop, loop_n, loop_k, out, out_n, out_k, scale, targets, lse, d, vocab, z_loss,
+    tile, group, split, SPLITS: tl.constexpr, VOCAB_STAYS: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One tile [BLOCK_S, BLOCK_G] of grad_x [R, d] or of grad_W^T [V, d] of a member, over one part of the loop."""
+    s_start = tile * BLOCK_S
+    g_start = group * BLOCK_G
+    span = tl.cdiv(tl.cdiv(n_loop, BLOCK_L), SPLITS) * BLOCK_L
+    l_begin = split * span
+    l_end = tl.minimum(l_begin + span, n_loop)
+    float16: tl.constexpr = stay.dtype.element_ty == tl.float16
+    if VOCAB_STAYS:
+        unit = 1.0
+        if float16:
+            units = tl.zeros([256], tl.float32)
+            for r_start in range(l_begin, l_end, 256):
+                target, row_lse, a, b = _rows(scale, targets, lse, r_start, l_end, vocab, z_loss, 256)
+                units = tl.maximum(units, _unit(a, b))
+            unit = tl.max(units, 0)
+    else:
+        target, row_lse, a, b = _rows(scale, targets, lse, s_start, n_stay, vocab, z_loss, BLOCK_S)
+        if float16:
+            unit = _unit(a, b)  # [BLOCK_S]
+            a /= unit
+            b /= unit
+    if HELD:
+        held = _tile(stay, s_start, n_stay, stay_n, 0, d, stay_k, BLOCK_S, BLOCK_D)
+    acc = tl.zeros([BLOCK_S, BLOCK_G], tl.float32)
+    for l_start in range(l_begin, l_end, BLOCK_L):
+        logits = tl.zeros([BLOCK_S, BLOCK_L], tl.float32)
+        if HELD:
+            passing = _tile(loop, l_start, n_loop, loop_n, 0, d, loop_k, BLOCK_L, BLOCK_D)
+            logits = dot(held, tl.trans(passing), logits, UPCAST=UPCAST)
+        else:
+            for k_start in range(0, d, BLOCK_D):
+                stay_block = _tile(stay, s_start, n_stay, stay_n, k_start, d, stay_k, BLOCK_S, BLOCK_D)
+                loop_block = _tile(loop, l_start, n_loop, loop_n, k_start, d, loop_k, BLOCK_L, BLOCK_D)
+                logits = dot(stay_block, tl.trans(loop_block), logits, UPCAST=UPCAST)
+            passing = _tile(loop, l_start, n_loop, loop_n, g_start, d, loop_k, BLOCK_L, BLOCK_G)
+        if VOCAB_STAYS:
+            target, row_lse, a, b = _rows(scale, targets, lse, l_start, l_end, vocab, z_loss, BLOCK_L)
+            if float16:
+                a /= unit
+                b /= unit
+            column = s_start + tl.arange(0, BLOCK_S)
+            p = tl.exp(logits - row_lse[None, :])
+            dlogits = a[None, :] * p - tl.where(column[:, None] == target[None, :], b[None, :], 0.0)
+        else:
+            column = l_start + tl.arange(0, BLOCK_L)
+            # columns past V have logit 0, which may be far above lse
+            p = tl.where((column < vocab)[None, :], tl.exp(logits - row_lse[:, None]), 0.0)
+            dlogits = a[:, None] * p - tl.where(column[None, :] == target[:, None], b[:, None], 0.0)
+        acc = dot(dlogits.to(passing.dtype), passing, acc, UPCAST=UPCAST)
+    if float16:
+        acc *= unit if VOCAB_STAYS else unit[:, None]
+    s = tl.arange(0, BLOCK_S)
+    g = tl.arange(0, BLOCK_G)
+    out += tl.cast(s_start, tl.int64) * out_n + tl.cast(g_start, tl.int64) * out_k
+    out += s[:, None] * out_n + g[None, :] * out_k
+    inside = (s_start + s < n_stay)[:, None] & (g_start + g < d)[None, :]
+    if ACCUMULATE:
+        acc += tl.load(out, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out, acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    scale, x, weight, targets, lse, grad_x, grad_weight, n_member, n_row, d, vocab, weight_member, grad_member, z_loss,
+    SPLITS_X: tl.constexpr, SPLITS_W: tl.constexpr, X_FIRST: tl.constexpr, TRANSPOSED: tl.constexpr,
+    GRAD_TRANSPOSED: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    groups = tl.cdiv(d, BLOCK_G)
+    x_tiles = tl.cdiv(n_row, BLOCK_S)
+    w_tiles = tl.cdiv(vocab, BLOCK_S)
+    if X_FIRST:
+        in_x = program < n_member * x_tiles * groups * SPLITS_X
+        index = program if in_x else program - n_member * x_tiles * groups * SPLITS_X
+    else:
+        in_x = program >= n_member * w_tiles * groups * SPLITS_W
+        index = program - n_member * w_tiles * groups * SPLITS_W if in_x else program
+    tiles = x_tiles if in_x else w_tiles
+    tile = index % tiles
+    group = index // tiles % groups
+    part = (index // tiles // groups).to(tl.int64)  # member + split * M, as partial sums [SPLITS, M, ...] lie
+    member = part % n_member
+    split = (part // n_member).to(tl.int32)
+    x += member * n_row * d
+    weight += member * weight_member
+    targets += member * n_row
+    scale += member * n_row
+    lse += member * n_row
+    weight_v = d if TRANSPOSED else 1
+    weight_d = 1 if TRANSPOSED else vocab
+    grad_v = d if GRAD_TRANSPOSED else 1
+    grad_d = 1 if GRAD_TRANSPOSED else vocab
+    if in_x:
+        _gradient(
+            x, n_row, d, 1, weight, vocab, weight_v, weight_d, grad_x + part * n_row * d, d, 1, scale, targets, lse, d,
+            vocab, z_loss, tile, group, split, SPLITS_X, False, False, HELD, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, UPCAST,
+        )  # fmt: skip
+    else:
+        _gradient(
+            weight, vocab, weight_v, weight_d, x, n_row, d, 1, grad_weight + part * grad_member, grad_v, grad_d, scale,
+            targets, lse, d, vocab, z_loss, tile, group, split, SPLITS_W, True, ACCUMULATE, HELD, BLOCK_S, BLOCK_L,
+            BLOCK_D, BLOCK_G, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _sum(
+    partial, out, out_member, n_member, size, block, SPLITS: tl.constexpr, ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out[m, i] = sum of partial [SPLITS, M, size] over splits, in order, for one block of one member."""
+    blocks = tl.cdiv(size, BLOCK)
+    member = (block // blocks).to(tl.int64)
+    i = block % blocks * BLOCK + tl.arange(0, BLOCK)
+    partial += member * size + i
+    acc = tl.zeros([BLOCK], tl.float32)
+    for split in range(SPLITS):
+        acc += tl.load(partial + (split * n_member).to(tl.int64) * size, mask=i < size, other=0.0)
+    out += member * out_member + i
+    if ACCUMULATE:
+        acc += tl.load(out, mask=i < size, other=0.0).to(tl.float32)
+    tl.store(out, acc.to(out.dtype.element_ty), mask=i < size)
+
+
+@triton.jit
+def _combine_gradients(
+    partial_x, grad_x, x_size, partial_w, grad_weight, w_size, grad_member, n_member, x_programs, SPLITS_X: tl.constexpr,
+    SPLITS_W: tl.constexpr, ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program < x_programs:
+        _sum(partial_x, grad_x, x_size, n_member, x_size, program, SPLITS_X, False, BLOCK)
+    else:
+        _sum(
+            partial_w, grad_weight, grad_member, n_member, w_size, program - x_programs, SPLITS_W, ACCUMULATE, BLOCK
+        )  # fmt: skip
+
+
+class Blocks(NamedTuple):
+    """Rows (or vocabulary) that stay in a program and that loop; columns of d in a dot and in the accumulator."""
+
+    stay: int
+    loop: int
+    d: int
+    group: int
+    held: bool  # the staying side is loaded once, whole, because d fits in one block
+    warps: int
+    stages: int
+
+
+def forward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
+    """Chosen by compiling d 64 to 512 in both layouts of the weight for each target: none of those spills."""
+    width = max(16, triton.next_power_of_2(d))
+    if target == "interpreter":
+        return Blocks(32, 32, 32, 0, width <= 32, 4, 1)
+    if dtype == torch.float32:  # no tensor cores: a longer d keeps too many operands in registers
+        return Blocks(64, 64, 16, 0, False, 8, 2)
+    if target.startswith("gfx"):  # 64 KiB of LDS
+        return Blocks(128, 64, width, 0, True, 8, 2) if width <= 128 else Blocks(128, 128, 64, 0, False, 8, 2)
+    # traffic per FLOP falls with the 128 rows that stay, not with the block that passes, so that one may be short; without
+    # the matrix instructions of sm_90 and sm_100, operands lie in registers, too, and it must be shorter
+    short = target not in ("sm_90", "sm_100")
+    if width <= 256:
+        return Blocks(128, 32 if short and width == 256 else 64, width, 0, True, 8, 2)
+    return Blocks(128, 64 if short else 128, 64, 0, False, 8, 3)
+
+
+def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
+    """The widest accumulator that does not spill, 128 registers a thread of 8 warps: each further group repeats a product."""
+    width = max(16, triton.next_power_of_2(d))
+    if target == "interpreter":
+        return Blocks(32, 32, 32, 32, width <= 32, 4, 1)
+    if dtype == torch.float32:
+        return Blocks(64, 32, 16, min(256, max(128, width)), False, 8, 2)
+    if target.startswith("gfx"):  # held operands lie in registers there and leave room for 64 columns only
+        if width <= 64:
+            return Blocks(64, 32, width, width, True, 4, 2)
+        return Blocks(64, 32, 64, min(512, width), False, 8, 2)
+    if target in ("sm_90", "sm_100"):  # 64 rows are the least that their matrix instructions take
+        if width <= 256:
+            return Blocks(128, 64 if width <= 128 else 32, width, width, True, 8, 2)
+        return Blocks(64, 32, 64, 512, False, 8, 2)
+    if width <= 256:
+        return Blocks(64, 64, width, width, True, 8, 2)
+    if width == 512:
+        return Blocks(32, 32, width, width, True, 8, 2)
+    return Blocks(32, 32, 64, 512, False, 8, 3)
+
+
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256}
+
+
+def splits_for(programs: int, blocks: int, target: str) -> int:
+    """In how many parts a loop over `blocks` is cut for a member that has `programs` of them.
+
+    Its programs come near to an eighth of the multiprocessors: eight members fill the device. The number of members has no
+    say, or a member's last bits would depend on it. At least 4 blocks a part, or loading the staying side would outweigh
+    them. No part is empty.
+    """
+    splits = max(1, min(MULTIPROCESSORS.get(target, 8) // 8 // max(1, programs), blocks // 4))
+    return cdiv(blocks, cdiv(blocks, splits)) if blocks else 1
+
+
+def linear_cross_entropy_forward(
+    x: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Loss of each token and lse of its logits, both [M, R] float32.
+
+    x [M, R, d] contiguous, weight [M, d, V] with any member stride and either V or d innermost, targets [M, R] int64. The
+    loss is 0 where the target is -100 and NaN where it is any other number outside [0, V).
+    """
+    transposed = _check(x, weight, targets)
+    (n_member, n_row, d), vocab = x.shape, weight.shape[2]
+    target = target_of(x.device)
+    blocks = forward_blocks(d, x.dtype, target)
+    programs = n_member * cdiv(n_row, blocks.stay)
+    splits = splits_for(programs // n_member, cdiv(vocab, blocks.loop), target)
+    loss = torch.empty(n_member, n_row, dtype=torch.float32, device=x.device)
+    lse = torch.empty_like(loss)
+    partial = torch.empty(3, splits, n_member, n_row, dtype=torch.float32, device=x.device) if splits > 1 else loss
+    written = [loss, lse] if splits == 1 else [partial]
+    launch(
+        _forward_kernel, (programs * splits,), x, weight, targets, loss, lse, partial, n_member, n_row, d, vocab,
+        weight.stride(0), float(z_loss), reads=[x, weight, targets], writes=written, flops=2 * x.numel() * vocab,
+        num_warps=blocks.warps, num_stages=blocks.stages, SPLITS=splits, TRANSPOSED=transposed, HELD=blocks.held,
+        BLOCK_R=blocks.stay, BLOCK_V=blocks.loop, BLOCK_D=blocks.d, UPCAST=upcasts(x.dtype),
+    )  # fmt: skip
+    if splits > 1:
+        launch(
+            _combine_losses, (cdiv(n_member * n_row, 256),), partial, targets, loss, lse, n_member * n_row, vocab,
+            float(z_loss), reads=[partial, targets], writes=[loss, lse], SPLITS=splits, BLOCK=256,
+        )  # fmt: skip
+    return loss, lse
+
+
+def linear_cross_entropy_backward(
+    scale: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    z_loss: float = 0.0,
+    grad_weight: Tensor | None = None,
+    accumulate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(scale * loss): grad_x like x, and grad_weight [M, d, V].
+
+    scale: [M, R] float32, the gradient of each token's loss; it does not matter where the target is -100. grad_weight: where to
+    write, float32 or of weight's dtype, with any member stride and either V or d innermost (a view of the gradient of a
+    tied embedding); by default new, float32, laid out like weight. accumulate: add to grad_weight what it holds.
+    A token whose target is out of range makes both gradients of its member NaN.
+    """
+    transposed = _check(x, weight, targets)
+    for name, tensor in (("scale", scale), ("lse", lse)):
+        check(name, tensor, targets.shape, x, (torch.float32,))
+        _check_contiguous(name, tensor)
+    (n_member, n_row, d), vocab = x.shape, weight.shape[2]
+    if grad_weight is None:
+        if accumulate:
+            raise ValueError("accumulate=True needs grad_weight, the tensor to add to.")
+        grad_weight = _empty_like_weight(weight, torch.float32)
+    check("grad_weight", grad_weight, weight.shape, x, (torch.float32, weight.dtype))
+    grad_transposed = _is_transposed("grad_weight", grad_weight)
+    target = target_of(x.device)
+    blocks = backward_blocks(d, x.dtype, target)
+    groups = cdiv(d, blocks.group)
+    x_programs = n_member * cdiv(n_row, blocks.stay) * groups
+    w_programs = n_member * cdiv(vocab, blocks.stay) * groups
+    splits_x = splits_for(x_programs // n_member, cdiv(vocab, blocks.loop), target)
+    splits_w = splits_for(w_programs // n_member, cdiv(n_row, blocks.loop), target)
+    grad_x = torch.empty_like(x)
+    out_x, out_w, out_member = grad_x, grad_weight, grad_weight.stride(0)
+    if splits_x > 1:
+        out_x = torch.empty(splits_x, n_member, n_row, d, dtype=torch.float32, device=x.device)
+    if splits_w > 1:
+        out_w = torch.empty(splits_w, n_member, d * vocab, dtype=torch.float32, device=x.device)
+        out_member = d * vocab
+    launch(
+        _backward_kernel, (x_programs * splits_x + w_programs * splits_w,), scale, x, weight, targets, lse, out_x, out_w,
+        n_member, n_row, d, vocab, weight.stride(0), out_member, float(z_loss), reads=[scale, x, weight, targets, lse]
+        + ([grad_weight] if accumulate and splits_w == 1 else []), writes=[out_x, out_w],
+        flops=2 * x.numel() * vocab * (2 + 2 * groups), num_warps=blocks.warps, num_stages=blocks.stages,
+        SPLITS_X=splits_x, SPLITS_W=splits_w, X_FIRST=vocab > n_row,  # the longer loops first: short ones fill the end
+        TRANSPOSED=transposed, GRAD_TRANSPOSED=grad_transposed, ACCUMULATE=accumulate and splits_w == 1,
+        HELD=blocks.held, BLOCK_S=blocks.stay, BLOCK_L=blocks.loop, BLOCK_D=blocks.d, BLOCK_G=blocks.group,
+        UPCAST=upcasts(x.dtype),
+    )  # fmt: skip
+    split = [(splits_x, out_x, grad_x), (splits_w, out_w, grad_weight)]
+    if splits_x > 1 or splits_w > 1:
+        x_programs = n_member * cdiv(n_row * d, 1024) if splits_x > 1 else 0
+        w_programs = n_member * cdiv(d * vocab, 1024) if splits_w > 1 else 0
+        launch(
+            _combine_gradients, (x_programs + w_programs,), out_x, grad_x, n_row * d, out_w, grad_weight, d * vocab,
+            grad_weight.stride(0), n_member, x_programs,
+            reads=[partial for n, partial, _ in split if n > 1] + ([grad_weight] if accumulate and splits_w > 1 else []),
+            writes=[total for n, _, total in split if n > 1],
+            SPLITS_X=splits_x, SPLITS_W=splits_w, ACCUMULATE=accumulate, BLOCK=1024,
+        )  # fmt: skip
+    return grad_x, grad_weight
+
+
+def _check(x: Tensor, weight: Tensor, targets: Tensor) -> bool:
+    """Raises ValueError unless the three fit; whether weight is a transposed view."""
+    check_first("x", x)
+    check("x", x, (None, None, None), x)
+    check("weight", weight, (x.shape[0], x.shape[2], None), x)
+    check("targets", targets, x.shape[:2], x, (torch.int64,))
+    _check_contiguous("x", x)
+    _check_contiguous("targets", targets)
+    return _is_transposed("weight", weight)
+
+
+def _check_contiguous(name: str, tensor: Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}; call .contiguous().")
+
+
+def _is_transposed(name: str, weight: Tensor) -> bool:
+    _, d, vocab = weight.shape
+    if min(d, vocab) == 0:
+        raise ValueError(f"{name} is empty: {list(weight.shape)}; it needs at least one row and one column.")
+    if (weight.stride(2) == 1 and weight.stride(1) == vocab) or (d == 1 and weight.stride(2) == 1):
+        return False
+    if (weight.stride(1) == 1 and weight.stride(2) == d) or (vocab == 1 and weight.stride(1) == 1):
+        return True
+    raise ValueError(
+        f"{name} [M, d, V] must be contiguous within a member, or the transposed view of [M, V, d]; got strides "
+        f"{weight.stride()} for shape {list(weight.shape)}. Call .contiguous()."
+    )
+
+
+def _empty_like_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if _is_transposed("weight", weight):
+        return torch.empty(weight.mT.shape, dtype=dtype, device=weight.device).mT
+    return torch.empty(weight.shape, dtype=dtype, device=weight.device)
+
+
+@operator()
+def linear_cross_entropy_tokens(x: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    return linear_cross_entropy_forward(x, weight, targets, z_loss)
+
+
+@operator()
+def linear_cross_entropy_gradients(
+    scale: Tensor, x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    grad_weight = _empty_like_weight(weight, weight.dtype)
+    return linear_cross_entropy_backward(scale, x, weight, targets, lse, z_loss, grad_weight)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, targets, ctx.z_loss = inputs
+    ctx.save_for_backward(x, weight, targets, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx, grad_loss: Tensor, _grad_lse):  # type: ignore[no-untyped-def]
+    x, weight, targets, lse = ctx.saved_tensors
+    scale = grad_loss.contiguous()
+    return *linear_cross_entropy_gradients(scale, x, weight, targets, lse, ctx.z_loss), None, None
+
+
+linear_cross_entropy_tokens.register_autograd(_gradients, setup_context=_save)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy, in nats, of each member's logits x W, plus z_loss * lse^2 (PaLM, Chowdhery et al. 2022, section 5).
+
+    x [M, R, d], weight [M, d, V] (also the transposed view of a tied embedding [M, V, d]), targets [M, R] int64 with -100 for a
+    token without loss -> [M], the mean over a member's tokens that have a loss (NaN if none has, as in torch), or with
+    reduction="none" [M, R]. Without the model axis, for a single model, too. A target that is neither -100 nor in [0, V)
+    makes its loss NaN, and so its member's mean and gradients.
+    """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}.')
+    if x.dim() == 2:
+        x, weight, targets = x.unsqueeze(0), weight.unsqueeze(0), targets.unsqueeze(0)
+        return linear_cross_entropy(x, weight, targets, z_loss, reduction).squeeze(0)
+    loss, _ = linear_cross_entropy_tokens(x, weight, targets, float(z_loss))
+    return loss if reduction == "none" else loss.sum(1) / (targets != -100).sum(1)

@@ -1,0 +1,176 @@
+"""The fleet transformer over fused Triton kernels, its backward written out.
+
+The same weights, the same function as FleetTransformer; what differs is what moves. Each operation is one launch for all
+members, gradients go straight to their place in `gradient`, the residual stream's gradient is added within the norms'
+backward, and nothing is kept for the backward that is cheaper to form again. No autograd, no host synchronisation: a step
+may be captured in a CUDA graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyscaling.accounting import Shape
+from pyscaling.kernels.attention import attention_backward, attention_forward
+from pyscaling.kernels.embedding import embedding_backward, embedding_forward
+from pyscaling.kernels.layer_norm import layer_norm_backward, layer_norm_forward
+from pyscaling.kernels.linear import linear_backward, linear_forward
+from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from pyscaling.kernels.mlp import mlp_backward, mlp_forward
+from pyscaling.models.transformer import FleetTransformer
+
+
+@dataclass
+class _Block:
+    """What the backward of a block needs: activations [M, R, ...] and statistics."""
+
+    x: Tensor
+    attention_stats: Tensor
+    h: Tensor
+    qkv: Tensor
+    mixed: Tensor
+    lse: Tensor
+    middle: Tensor
+    mlp_stats: Tensor
+    g: Tensor
+    u: Tensor
+
+
+class FusedTransformer(FleetTransformer):
+    """FleetTransformer on kernels of pyscaling.kernels; see there.
+
+    dtype: of activations and of the copy of the weights that products read; weights, their gradients and all sums
+    are float32. `low` [M, P] is that copy (None for float32), which whoever changes `flat` must renew: `refresh`.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(shape, seeds, device)
+        self.low = self.flat.to(dtype) if dtype != torch.float32 else None
+        self._weights: dict[str, Tensor] = {}
+        self._gradient_of: dict[str, Tensor] = {}
+        start = 0
+        for (name, parameter), gradient in zip(self.parameters.items(), self._gradients, strict=True):
+            size = parameter[0].numel()
+            source = self.flat if self.low is None else self.low
+            self._weights[name] = source[:, start : start + size].view(parameter.shape)
+            self._gradient_of[name] = gradient
+            start += size
+
+    def refresh(self) -> None:
+        """Renews the copy of the weights in the activations' dtype."""
+        if self.low is not None:
+            self.low.copy_(self.flat)
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor) -> Tensor:
+        per_token, _, _ = self._forward(tokens)
+        return per_token.mean(1)
+
+    @torch.no_grad()
+    def loss_and_gradient(self, tokens: Tensor) -> Tensor:
+        per_token, lse, kept = self._forward(tokens, keep=True)
+        self._backward(tokens, lse, kept)
+        return per_token.mean(1)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor) -> Tensor:
+        return self._hidden(tokens)[0]
+
+    def _head(self) -> Tensor:
+        return self._weights["token_embedding"].mT if self.shape.tied else self._weights["head"]
+
+    def _normed(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        gain, bias = self._weights[f"{name}_gain"], self._weights.get(f"{name}_bias")
+        normed, _, stats = layer_norm_forward(x, gain, bias, rms=self.shape.norm == "rmsnorm")
+        return normed, stats
+
+    def _norm_backward(self, grad: Tensor, x: Tensor, stats: Tensor, name: str, add: Tensor | None) -> Tensor:
+        grad_gain, grad_bias = self._gradient_of[f"{name}_gain"], self._gradient_of.get(f"{name}_bias")
+        gain = self._weights[f"{name}_gain"]
+        return layer_norm_backward(grad, x, gain, stats, add, grad_gain, grad_bias, has_bias=grad_bias is not None)[0]
+
+    def _attention_options(self) -> dict[str, Any]:
+        rope_base = self.shape.rope_base if self.shape.position == "rope" else None
+        return {"causal": True, "rope_base": rope_base, "qk_norm": self.shape.qk_norm}
+
+    def _heads(self, qkv: Tensor, n_sequence: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Views q, k, v [M B, n_head, T, head_dim] of qkv [M, R, 3 d]."""
+        n_member, n_row, _ = qkv.shape
+        packed = qkv.view(n_member * n_sequence, n_row // n_sequence, 3, self.shape.n_head, self.shape.head_dim)
+        q, k, v = packed.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _hidden(self, tokens: Tensor, keep: bool = False) -> tuple[Tensor, Tensor, Tensor, list[_Block]]:
+        """The normed residual stream, the stream itself, the norm's statistics, and what blocks keep."""
+        shape, w = self.shape, self._weights
+        n_sequence, length = tokens.shape[1:]
+        if length > shape.context:
+            raise ValueError(f"tokens hold sequences of {length}, the model's context is {shape.context}.")
+        x = embedding_forward(tokens, w["token_embedding"], w.get("position_embedding"))  # [M, R, d]
+        blocks = []
+        for i in range(shape.n_layer):
+            h, attention_stats = self._normed(x, f"{i}.attention_norm")
+            qkv = linear_forward(h, w[f"{i}.qkv"], w.get(f"{i}.qkv_bias"))
+            out, lse = attention_forward(*self._heads(qkv, n_sequence), **self._attention_options())
+            mixed = out.transpose(1, 2).reshape(x.shape)  # a view
+            middle = linear_forward(mixed, w[f"{i}.out"], w.get(f"{i}.out_bias"), x)
+            g, mlp_stats = self._normed(middle, f"{i}.mlp_norm")
+            after, u = mlp_forward(
+                g, w[f"{i}.up"], w.get(f"{i}.up_bias"), w[f"{i}.down"], w.get(f"{i}.down_bias"), middle, shape.mlp
+            )
+            if keep:
+                blocks.append(_Block(x, attention_stats, h, qkv, mixed, lse, middle, mlp_stats, g, u))
+            x = after
+        h, stats = self._normed(x, "final_norm")
+        return h, x, stats, blocks
+
+    def _forward(self, tokens: Tensor, keep: bool = False) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """Per-token losses and lse [M, R], and what the backward needs."""
+        kept = self._hidden(tokens[:, :, :-1], keep)
+        targets = tokens[:, :, 1:].reshape(self.n_member, -1)
+        loss, lse = linear_cross_entropy_forward(kept[0], self._head(), targets)
+        return loss, lse, (*kept, targets)
+
+    def _backward(self, tokens: Tensor, lse: Tensor, kept: tuple[Any, ...]) -> None:
+        h, x, stats, blocks, targets = kept
+        shape, w, of = self.shape, self._weights, self._gradient_of
+        n_sequence = tokens.shape[1]
+        scale = torch.full_like(lse, 1.0 / lse.shape[1])
+        head_gradient = of["token_embedding"].mT if shape.tied else of["head"]
+        grad, _ = linear_cross_entropy_backward(scale, h, self._head(), targets, lse, grad_weight=head_gradient)
+        grad = self._norm_backward(grad, x, stats, "final_norm", None)
+        for i in reversed(range(shape.n_layer)):
+            block = blocks.pop()
+            grad_g, *_ = mlp_backward(
+                grad, block.g, w[f"{i}.up"], w[f"{i}.down"], block.u, shape.mlp,
+                of[f"{i}.up"], of.get(f"{i}.up_bias"), of[f"{i}.down"], of.get(f"{i}.down_bias"), has_bias=shape.bias,
+            )  # fmt: skip
+            grad = self._norm_backward(grad_g, block.middle, block.mlp_stats, f"{i}.mlp_norm", grad)
+            grad_mixed, _, _ = linear_backward(
+                grad, block.mixed, w[f"{i}.out"], of[f"{i}.out"], of.get(f"{i}.out_bias"), has_bias=shape.bias
+            )
+            grad_qkv = torch.empty_like(block.qkv)
+            grad_q, grad_k, grad_v = self._heads(grad_qkv, n_sequence)
+            q, k, v = self._heads(block.qkv, n_sequence)
+            by_head = (q.shape[0], q.shape[2], shape.n_head, shape.head_dim)
+            attention_backward(
+                grad_mixed.view(by_head).transpose(1, 2), q, k, v, block.mixed.view(by_head).transpose(1, 2), block.lse,
+                **self._attention_options(), grad_q=grad_q, grad_k=grad_k, grad_v=grad_v,
+            )  # fmt: skip
+            grad_h, _, _ = linear_backward(
+                grad_qkv, block.h, w[f"{i}.qkv"], of[f"{i}.qkv"], of.get(f"{i}.qkv_bias"), has_bias=shape.bias
+            )
+            grad = self._norm_backward(grad_h, block.x, block.attention_stats, f"{i}.attention_norm", grad)
+        embedding_backward(
+            grad, tokens[:, :, :-1], shape.vocab_size, of["token_embedding"], of.get("position_embedding"),
+            accumulate=shape.tied,
+        )  # fmt: skip

@@ -1,0 +1,267 @@
+"""Attention against softmax(q k^T scale) v written out in float64, with rotation as complex numbers.
+
+The interpreter's blocks are 32 own rows by 16 steps, so lengths of 33 to 70 bring full, diagonal and ragged blocks.
+"""
+
+import math
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyscaling.kernels import attention as kernels
+from pyscaling.kernels import launch, reference
+from pyscaling.kernels.attention import attention, attention_backward, attention_forward
+
+pytestmark = pytest.mark.skipif(
+    not launch.INTERPRETED and not torch.cuda.is_available(), reason="no interpreter, no GPU"
+)
+DEVICE = "cpu" if launch.INTERPRETED else "cuda"
+PLAIN = {"causal": False, "scale": None, "rope_base": None, "qk_norm": False}
+FULL = {"causal": True, "scale": 0.3, "rope_base": 100.0, "qk_norm": True}
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, rope_base: float | None, qk_norm: bool):
+    head_dim = q.shape[-1]
+
+    def inside(x: Tensor) -> Tensor:
+        half = head_dim // 2
+        if rope_base is not None:
+            angle = torch.arange(x.shape[-2]).double()[:, None] * rope_base ** (-torch.arange(half).double() / half)
+            turned = torch.complex(x[..., :half], x[..., half : 2 * half]) * torch.exp(1j * angle).to(x.device)
+            x = torch.cat((turned.real, turned.imag, x[..., 2 * half :]), -1)
+        return x / ((x**2).mean(-1, keepdim=True) + 2.0**-23).sqrt() if qk_norm else x
+
+    score = inside(q) @ inside(k).mT * (head_dim**-0.5 if scale is None else scale)
+    if causal:
+        hidden = torch.arange(k.shape[-2])[None, :] > torch.arange(q.shape[-2])[:, None]
+        score = score.masked_fill(hidden.to(score.device), -math.inf)
+    return score.softmax(-1) @ v
+
+
+def with_gradients(function, tensors, grad_out, options) -> list[Tensor]:
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    out = function(*tensors, **options)
+    return [out.detach(), *torch.autograd.grad(out, tensors, grad_out.to(out.dtype))]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New tensors hold NaN: what a kernel leaves unwritten shows."""
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, Tensor.new_empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
+    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(math.nan))
+
+
+CASES = [  # lengths of queries and keys, head_dim, options
+    (1, 1, 8, PLAIN),
+    (40, 40, 24, PLAIN | {"causal": True}),
+    (33, 70, 16, PLAIN),
+    (33, 70, 80, PLAIN | {"causal": True, "scale": 0.02}),  # keys that no query sees
+    (70, 33, 17, PLAIN | {"causal": True}),
+    (16, 47, 24, FULL | {"causal": False}),
+    (47, 32, 9, FULL),  # odd head_dim: its last column is not rotated
+    (50, 50, 8, FULL | {"qk_norm": False}),
+    (50, 50, 64, FULL | {"rope_base": None}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("n_query", "n_key", "head_dim", "options"), CASES)
+def test_agrees_with_float64(n_query, n_key, head_dim, options, dtype, monkeypatch) -> None:
+    tensors = [random(1, n, head_dim, seed=s, dtype=dtype) for s, n in enumerate((n_query, n_key, n_key))]
+    grad_out = random(1, n_query, head_dim, seed=3, dtype=dtype)
+    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, options)
+    plain = with_gradients(reference.attention, tensors, grad_out, options)
+    poison(monkeypatch)
+    ours = with_gradients(attention, tensors, grad_out, options)
+    for name, a, b, t in zip(("out", "dq", "dk", "dv"), ours, plain, truth, strict=True):
+        error, allowed = (a - t).abs().max(), (b - t).abs().max()
+        # Never asked to beat the rounding of its own result, nor of the gradients' summands, by which dq may cancel to 0
+        rounding = torch.finfo(dtype).eps * max(float(t.abs().max()), 1.0)
+        assert error <= max(2.0 * float(allowed), 2.0 * rounding), (name, float(error), float(allowed), rounding)
+        assert a.dtype == dtype
+
+
+def test_bfloat16() -> None:
+    """The interpreter truncates to bfloat16, 2^-7 of a value; P, dS, q and k are each rounded on the way."""
+    tensors = [random(1, 40, 24, seed=s, dtype=torch.bfloat16) for s in range(3)]
+    grad_out = random(1, 40, 24, seed=3, dtype=torch.bfloat16)
+    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, FULL)
+    for a, t in zip(with_gradients(attention, tensors, grad_out, FULL), truth, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a - t).abs().max() <= 4 * 2.0**-7 * max(1.0, float(t.abs().max()))
+
+
+@pytest.mark.parametrize("blocks", [(16, 32), (64, 16)])
+def test_result_does_not_hang_on_blocks(blocks, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "forward_blocks", lambda *_: kernels.Blocks(*blocks, 4, 1))
+    monkeypatch.setattr(kernels, "backward_blocks", lambda *_: kernels.Blocks(*blocks, 4, 1))
+    tensors, grad_out = [random(1, 41, 16, seed=s) for s in range(3)], random(1, 41, 16, seed=3)
+    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, FULL)
+    for a, t in zip(with_gradients(attention, tensors, grad_out, FULL), truth, strict=True):
+        torch.testing.assert_close(a.double(), t, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [PLAIN | {"causal": True}, FULL])
+def test_packed_slices_in_place(options) -> None:
+    """Slices of a packed qkv give what separate tensors give, and their gradients go to slices: nothing else is touched."""
+    n_batch, n_time, n_head, head_dim = 2, 19, 2, 24
+    guarded = torch.full((n_batch, n_time + 2, 3, n_head, head_dim), math.nan, device=DEVICE)
+    guarded[:, 1:-1] = random(n_batch, n_time, 3, n_head, head_dim)
+    q, k, v = guarded[:, 1:-1].permute(2, 0, 3, 1, 4)
+    out, lse = attention_forward(q, k, v, **options)
+    packed = torch.full_like(guarded, math.nan)
+    grads = packed[:, 1:-1].permute(2, 0, 3, 1, 4)
+    grad_out = random(*out.shape, seed=1)
+    attention_backward(grad_out, q, k, v, out, lse, **options, grad_q=grads[0], grad_k=grads[1], grad_v=grads[2])
+    assert packed[:, 0].isnan().all() and packed[:, -1].isnan().all()
+    separate = [t.contiguous() for t in (q, k, v)]
+    ours = with_gradients(attention, separate, grad_out, options)
+    for a, b in zip((out, *grads), ours, strict=True):
+        assert torch.equal(a, b)
+    rows = out.transpose(1, 2).flatten(2)
+    assert rows.is_contiguous() and rows.data_ptr() == out.data_ptr()
+    score = torch.logsumexp(
+        (q.double() @ k.double().mT * head_dim**-0.5).masked_fill(
+            torch.ones(n_time, n_time, dtype=torch.bool, device=DEVICE).triu(1), -math.inf
+        ),
+        -1,
+    )
+    if options["rope_base"] is None:
+        torch.testing.assert_close(lse.double() * math.log(2), score, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_member", [1, 2, 5])
+def test_members_do_not_meet(n_member) -> None:
+    """Members' bits hang neither on their neighbours, nor on which heads run together, nor on the run."""
+    shape = (n_member, 1, 2 if n_member == 2 else 1, 10, 16)  # [M, B, n_head, T, head_dim]
+    tensors, grad_out = [random(*shape, seed=s) for s in range(3)], random(*shape, seed=3)
+    first = with_gradients(attention, tensors, grad_out, FULL)
+    alone = with_gradients(attention, [t[-1:] for t in tensors], grad_out[-1:], FULL)
+    for a, b in zip(first, alone, strict=True):
+        assert a.shape == shape and torch.equal(a[-1:], b)
+    if n_member == 2:
+        spoilt = [t.clone() for t in tensors]
+        for t in spoilt:
+            t[0] = math.nan
+        for a, b in zip(first, with_gradients(attention, spoilt, grad_out, FULL), strict=True):
+            assert torch.equal(a[1], b[1]) and b[0].isnan().any()
+
+
+def test_order_of_heads_covers_each_once(monkeypatch) -> None:
+    """Two heads at a time of three, with a group left over."""
+    tensors, grad_out = [random(3, 20, 8, seed=s) for s in range(3)], random(3, 20, 8, seed=3)
+    first = with_gradients(attention, tensors, grad_out, PLAIN)
+    monkeypatch.setattr(kernels, "_heads_at_a_time", lambda *_: 2)
+    for a, b in zip(first, with_gradients(attention, tensors, grad_out, PLAIN), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_extremes() -> None:
+    """Equal keys share alike; scores of 1e30 choose one key; tiny inputs are averaged; gradients stay finite."""
+    v = random(1, 17, 16)
+    ones = torch.ones(1, 17, 16, device=DEVICE)
+    mean = v.double().cumsum(1) / torch.arange(1, 18, device=DEVICE)[:, None]
+    for size in (0.0, 1e-30, 1e10):
+        out, *grads = with_gradients(attention, [size * ones, size * ones, v], ones, PLAIN | {"causal": True})
+        torch.testing.assert_close(out.double(), mean, rtol=1e-5, atol=1e-6)
+        assert all(g.isfinite().all() for g in grads)
+    sign = torch.where(torch.arange(17) == 10, 1.0, -1.0).to(DEVICE)[:, None]
+    for size in (-1e15, 1e15):  # all scores far below zero, or all but one
+        out, *grads = with_gradients(attention, [1e15 * ones, size * sign * ones, v], ones, PLAIN)
+        chosen = v[:, 10:11] if size > 0 else (v.sum(1, keepdim=True) - v[:, 10:11]) / 16
+        torch.testing.assert_close(out, chosen.expand_as(out), rtol=1e-5, atol=1e-5)
+        assert all(g.isfinite().all() for g in grads)
+
+
+@triton.jit
+def sines(angle, sine, cosine, N: tl.constexpr):
+    o = tl.arange(0, N)
+    a, b = kernels._sine_and_cosine(tl.load(angle + o))
+    tl.store(sine + o, a)
+    tl.store(cosine + o, b)
+
+
+def test_sines() -> None:
+    """Against float64 at the very float32 angles, whose own rounding is 6e-8 of them."""
+    angle = torch.cat((torch.linspace(0, 7, 4096), torch.arange(4096).float(), 2.0**17 * torch.rand(8192))).to(DEVICE)
+    sine, cosine = torch.full_like(angle, math.nan), torch.full_like(angle, math.nan)
+    sines[(1,)](angle, sine, cosine, N=len(angle))
+    for ours, exact_value in ((sine, angle.double().sin()), (cosine, angle.double().cos())):
+        assert ((ours - exact_value).abs() <= 3e-7 + 3e-11 * angle).all()
+
+
+def test_compiles_whole() -> None:
+    tensors, grad_out = [random(1, 9, 8, seed=s) for s in range(3)], random(1, 9, 8, seed=3)
+    compiled = torch.compile(lambda *a, **k: 2.0 * attention(*a, **k), backend="aot_eager", fullgraph=True)
+    eager = with_gradients(attention, tensors, 2.0 * grad_out, FULL)
+    ours = with_gradients(compiled, tensors, grad_out, FULL)
+    assert torch.equal(ours[0], 2.0 * eager[0])
+    for a, b in zip(ours[1:], eager[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_operator_is_sound() -> None:
+    tensors = [random(1, 1, 9, 8, seed=s).requires_grad_() for s in range(3)]
+    torch.library.opcheck(kernels.attention_and_lse, (*tensors, True, None, 100.0, True))
+
+
+def test_gradient_of_an_expanded_scalar() -> None:
+    """out.sum() hands a gradient without strides."""
+    q, k, v = (random(1, 9, 8, seed=s).requires_grad_() for s in range(3))
+    attention(q, k, v).sum().backward()
+    torch.testing.assert_close(v.grad.sum(), torch.tensor(72.0, device=DEVICE))  # every query's weights sum to one
+
+
+def test_announces_work_without_storage() -> None:
+    """Meta tensors: a causal triangle of T (T + 1) / 2 pairs costs 4 head_dim forward, 14 backward."""
+    seen: list[launch.Launch] = []
+    launch.observers.append(seen.append)
+    q, k, v = (torch.empty(3, 2, 1000, 64, device="meta", dtype=torch.bfloat16) for _ in range(3))
+    try:
+        out, lse = attention_forward(q, k, v, causal=True)
+        attention_backward(out, q, k, v, out, lse, causal=True)
+    finally:
+        launch.observers.pop()
+    assert [s.flops for s in seen] == [n * 64 * 6 * 500_500 for n in (4, 14)]
+    assert seen[0].read_bytes == 3 * q.numel() * 2 and seen[0].write_bytes == q.numel() * 2 + 6 * 1000 * 4
+
+
+GOOD = torch.zeros(1, 1, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((GOOD.double(),) * 3, {}, "q must be float32, float16 or bfloat16, got float64"),
+        ((GOOD, GOOD.half(), GOOD), {}, "k must be float32, got float16; convert"),
+        ((GOOD, GOOD, GOOD[..., :3, :]), {}, r"v must have shape \[1, 1, 4, 8\], got \[1, 1, 3, 8\]"),
+        ((GOOD, GOOD.expand(2, 1, 4, 8), GOOD), {}, r"k must have shape \[..., n_head, T, head_dim\] like q"),
+        ((GOOD[0, 0],) * 3, {}, r"q must have shape \[..., n_head, T, head_dim\]"),
+        ((GOOD[..., :4],) * 3, {}, "q must have a head_dim of 8 to 256, got 4"),
+        ((GOOD, GOOD[:, :, :0], GOOD[:, :, :0]), {}, "at least one position, got lengths 4 and 0"),
+        ((GOOD,) * 3, {"scale": -1.0}, "scale must be positive and finite, got -1.0; negate q"),
+        ((GOOD,) * 3, {"scale": math.nan}, "scale must be positive and finite, got nan"),
+        ((GOOD,) * 3, {"rope_base": 0.5}, "rope_base must be at least 1 and finite, got 0.5"),
+    ],
+)
+def test_bad_input(arguments, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(*(a.to(DEVICE) for a in arguments), **options)
+
+
+def test_bad_layout() -> None:
+    q = GOOD.to(DEVICE)
+    with pytest.raises(ValueError, match="k must be contiguous along its last axis"):
+        attention_forward(q, q.mT.contiguous().mT, q)
+    two_heads = q.expand(1, 2, 4, 8).contiguous()
+    with pytest.raises(ValueError, match="laid out as attention_forward gave them"):
+        attention_backward(two_heads, two_heads, two_heads, two_heads, two_heads, torch.zeros(1, 2, 4, device=DEVICE))
+    assert torch.equal(attention(q, q.mT.contiguous().mT, q), q)  # the public function makes rows of it

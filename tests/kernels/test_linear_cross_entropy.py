@@ -1,0 +1,359 @@
+"""The fused loss against float64 autograd, its gradients into views, splits, and members that must not touch each other."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyscaling.kernels import launch as launching
+from pyscaling.kernels import linear_cross_entropy as module
+from pyscaling.kernels import reference
+from pyscaling.kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+    splits_for,
+)
+
+# numpy, the interpreter's arithmetic, tells of each NaN and infinity, also where a mask drops them
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+DEVICE = "cpu" if launching.INTERPRETED else "cuda"
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel leaves unwritten is NaN."""
+    for name in ("empty", "empty_like"):
+        allocate = getattr(torch, name)
+
+        def nan(*args, allocate=allocate, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        monkeypatch.setattr(torch, name, nan)
+
+
+def problem(
+    n_member: int, n_row: int, d: int, vocab: int, dtype: torch.dtype = torch.float32, tied: bool = False, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, targets (the first of every five ignored) and a gradient of the losses."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n_member, n_row, d, generator=generator).to(DEVICE, dtype)
+    shape = (n_member, vocab, d) if tied else (n_member, d, vocab)
+    weight = torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+    targets = torch.randint(0, vocab, (n_member, n_row), generator=generator).to(DEVICE)
+    targets[:, 1::5] = -100
+    scale = torch.randn(n_member, n_row, generator=generator).to(DEVICE)
+    return x, weight.mT if tied else weight, targets, scale
+
+
+def exact(x: Tensor, weight: Tensor, targets: Tensor, z_loss: float, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses and gradients of sum(scale * loss) in float64."""
+    x, weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    loss = plain(x, weight, targets, z_loss)
+    return loss.detach(), *torch.autograd.grad((loss * scale.double()).sum(), (x, weight))
+
+
+def plain(x: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    logits = x @ weight
+    loss = F.cross_entropy(logits.mT, targets, reduction="none")
+    return loss + z_loss * torch.where(targets == -100, 0, logits.logsumexp(-1) ** 2)
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return float((value.detach().double() - truth).abs().max())
+
+
+SHAPES = [  # M, R, d, V; the interpreter's blocks are 32: held where d <= 32, in 3 groups at d = 70
+    (1, 1, 8, 2),
+    (2, 37, 24, 40),
+    (5, 3, 1, 33),
+    (1, 33, 70, 40),
+]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_float64(poisoned: None, shape: tuple[int, ...], dtype: torch.dtype, tied: bool) -> None:
+    """No error above twice that of PyTorch in the same precision, beyond two roundings to be expected.
+
+    They are of the result itself, and of lse, which is kept in float32 and so costs each p its eps |lse|.
+    """
+    x, weight, targets, scale = problem(*shape, dtype, tied)
+    z_loss = 0.01 if tied else 0.0
+    truth = exact(x, weight, targets, z_loss, scale)
+    x, weight = x.requires_grad_(), weight.detach().requires_grad_()
+    loss = linear_cross_entropy(x, weight, targets, z_loss, reduction="none")
+    ours = (loss, *torch.autograd.grad((loss * scale).sum(), (x, weight)))
+    peer = plain(x, weight, targets, z_loss)
+    theirs = (peer, *torch.autograd.grad((peer.float() * scale).sum(), (x, weight)))
+    assert loss.dtype == torch.float32 and ours[1].dtype == ours[2].dtype == dtype
+    assert shape[2] == 1 or ours[2].stride() == weight.stride()
+    logits = x.detach().double() @ weight.detach().double()
+    lse = logits.logsumexp(-1, keepdim=True)
+    moved = scale.double().unsqueeze(-1).abs() * (logits - lse).exp() * lse.abs() * torch.finfo(torch.float32).eps
+    moved = 0.0 * loss, moved @ weight.detach().double().abs().mT, x.detach().double().abs().mT @ moved
+    for value, other, expected, of_lse in zip(ours, theirs, truth, moved, strict=True):
+        rounding = torch.finfo(value.dtype).eps * float(expected.abs().max()) + float(of_lse.detach().max())
+        assert error(value, expected) <= 2 * error(other, expected) + rounding
+
+
+def test_bfloat16(poisoned: None) -> None:
+    """dlogits and the results are cut to 8 bits (the interpreter truncates), so no more than 2^-7 of each term is lost."""
+    x, weight, targets, scale = problem(2, 37, 24, 70, torch.bfloat16)
+    loss, grad_x, grad_weight = exact(x, weight, targets, 0.01, scale)
+    ours, lse = linear_cross_entropy_forward(x, weight, targets, 0.01)
+    ours_x, ours_weight = linear_cross_entropy_backward(scale, x, weight, targets, lse, 0.01)
+    assert error(ours, loss) < 1e-5 * float(loss.max())
+    logits = (x.double() @ weight.double()).requires_grad_()
+    losses = F.cross_entropy(logits.mT, targets, reduction="none")
+    losses = losses + 0.01 * torch.where(targets == -100, 0, logits.logsumexp(-1) ** 2)
+    (dlogits,) = torch.autograd.grad((losses * scale).sum(), logits)
+    for value, truth, terms in (
+        (ours_x, grad_x, dlogits.abs() @ weight.double().abs().mT),
+        (ours_weight, grad_weight, x.double().abs().mT @ dlogits.abs()),
+    ):
+        assert ((value.double() - truth).abs() <= 2**-7 * (terms + truth.abs()) + 1e-5).all()
+
+
+def test_mean_over_tokens_with_a_loss(poisoned: None) -> None:
+    """As torch's ignore_index, a member without any such token included: NaN, with gradients of zero."""
+    x, weight, targets, _ = problem(3, 11, 8, 40)
+    targets[1] = -100
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    loss = linear_cross_entropy(x, weight, targets)
+    truth = torch.stack([F.cross_entropy(x[m].double() @ weight[m].double(), targets[m]) for m in range(3)])
+    assert loss[1].isnan()
+    share = torch.tensor([1.0, 3.0, -2.0], device=DEVICE)
+    ours = torch.autograd.grad((loss * share).sum(), (x, weight))
+    theirs = torch.autograd.grad((truth * share).sum(), (x, weight))
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=1e-6, equal_nan=True)
+    for value, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_single_model_and_the_specification() -> None:
+    x, weight, targets, _ = problem(1, 11, 8, 40)
+    assert torch.equal(linear_cross_entropy(x[0], weight[0], targets[0]), linear_cross_entropy(x, weight, targets)[0])
+    targets[0, 2], targets[0, 3] = 40, -1
+    losses = linear_cross_entropy(x[0], weight[0], targets[0], 0.1, reduction="none")
+    expected = reference.linear_cross_entropy_tokens(x, weight, targets, 0.1)[0]
+    torch.testing.assert_close(losses, expected, equal_nan=True)
+
+
+def test_huge_logits_and_ties_lose_no_bits(poisoned: None) -> None:
+    """Logits of thousands, exact in float32, several of them equal: the loss is good to its own last bits, not those of lse."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-40, 41, (1, 40, 16), generator=generator).float().to(DEVICE)
+    weight = torch.randint(-6, 7, (1, 16, 45), generator=generator).float().to(DEVICE)
+    weight = torch.cat((weight, weight), 2)  # each logit twice
+    logits = x.double() @ weight.double()
+    assert float(logits.abs().max()) > 1000
+    targets = logits.argmax(-1)
+    targets[:, ::3] = 7
+    truth = F.cross_entropy(logits.mT, targets, reduction="none")
+    loss, _ = linear_cross_entropy_forward(x, weight, targets)
+    assert float(truth.min()) < 0.7  # ln 2: the two largest are equal
+    assert ((loss.double() - truth).abs() <= 4 * torch.finfo(torch.float32).eps * truth).all()
+
+
+def test_logits_of_minus_infinity() -> None:
+    """A whole first block without any finite logit leaves the loss of the others."""
+    x, weight = torch.ones(1, 2, 1, device=DEVICE), torch.zeros(1, 1, 40, device=DEVICE)
+    weight[:, :, :33] = -torch.inf
+    loss, _ = linear_cross_entropy_forward(x, weight, torch.full((1, 2), 39, device=DEVICE))
+    torch.testing.assert_close(loss, torch.full_like(loss, 7.0).log())
+
+
+def test_columns_past_the_vocabulary_do_not_count() -> None:
+    """Where all logits are -200, a padded column of logit 0 would have p = e^200."""
+    x, weight = torch.ones(1, 2, 4, device=DEVICE), torch.full((1, 4, 33), -50.0, device=DEVICE)
+    targets, scale = torch.full((1, 2), 32, device=DEVICE), torch.ones(1, 2, device=DEVICE)
+    loss, lse = linear_cross_entropy_forward(x, weight, targets)
+    grad_x, grad_weight = linear_cross_entropy_backward(scale, x, weight, targets, lse)
+    torch.testing.assert_close(loss, torch.full_like(loss, 33.0).log())
+    torch.testing.assert_close(grad_x, torch.zeros_like(x), rtol=0, atol=2e-3)  # 50 * eps * 200, and sums of 33
+    torch.testing.assert_close(grad_weight[0, 0, :32], torch.full((32,), 2 / 33, device=DEVICE), rtol=5e-5, atol=0)
+
+
+@pytest.mark.parametrize(("scale_of", "z_loss"), [(1e-9, 0.0), (1e6, 0.0), (1.0, 5.0)])
+def test_float16_gradients_of_any_scale(poisoned: None, scale_of: float, z_loss: float) -> None:
+    """dlogits of a mean over many tokens vanish in float16, those of a strong z_loss overflow; neither does here."""
+    x, weight, targets, scale = problem(1, 37, 24, 70, torch.float16)
+    x, weight = 0.2 * x, 3 * weight
+    scale *= scale_of
+    _, _, truth = exact(x, weight, targets, z_loss, scale)
+    _, lse = linear_cross_entropy_forward(x, weight, targets, z_loss)
+    _, grad_weight = linear_cross_entropy_backward(scale, x, weight, targets, lse, z_loss)
+    assert error(grad_weight, truth) <= 2e-3 * float(truth.abs().max())
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("tied", [False, True])
+def test_views_of_flat_storage(
+    poisoned: None, monkeypatch: pytest.MonkeyPatch, tied: bool, splits: int, accumulate: bool
+) -> None:
+    """Weights and gradients between other parameters of a row of [M, P]: read and written in place, the rest untouched."""
+    monkeypatch.setattr(module, "splits_for", lambda programs, blocks, target: min(splits, blocks))
+    n_member, n_row, d, vocab = 2, 37, 24, 70
+    x, weight, targets, scale = problem(n_member, n_row, d, vocab, tied=tied)
+    scale = torch.where(
+        targets == -100, torch.nan, scale
+    )  # what an ignored token's loss is multiplied by is of no matter
+    truth = exact(x, weight, targets, 0.01, torch.where(targets == -100, 0, scale))
+
+    def view(flat: Tensor) -> Tensor:
+        inner = flat[:, 5 : 5 + d * vocab]
+        return inner.view(n_member, vocab, d).mT if tied else inner.view(n_member, d, vocab)
+
+    flat, gradient = (torch.full((n_member, d * vocab + 12), torch.nan, device=DEVICE) for _ in range(2))
+    view(flat).copy_(weight)
+    if accumulate:
+        view(gradient).fill_(3.0)
+    loss, lse = linear_cross_entropy_forward(x, view(flat), targets, 0.01)
+    grad_x, grad_weight = linear_cross_entropy_backward(
+        scale, x, view(flat), targets, lse, 0.01, grad_weight=view(gradient), accumulate=accumulate
+    )
+    assert grad_weight.data_ptr() == view(gradient).data_ptr()
+    expected = (truth[0], truth[1], truth[2] + (3.0 if accumulate else 0.0))
+    for value, right in zip((loss, grad_x, grad_weight), expected, strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=1e-5, atol=1e-5)
+    assert gradient[:, :5].isnan().all() and gradient[:, 5 + d * vocab :].isnan().all()
+
+
+def test_gradient_may_lie_the_other_way_and_in_half_precision(poisoned: None) -> None:
+    x, weight, targets, scale = problem(2, 37, 24, 70, torch.float16)
+    truth = exact(x, weight, targets, 0.0, scale)[2]
+    _, lse = linear_cross_entropy_forward(x, weight, targets)
+    out = torch.full((2, 70, 24), torch.nan, dtype=torch.float16, device=DEVICE).mT
+    linear_cross_entropy_backward(scale, x, weight, targets, lse, grad_weight=out)
+    assert error(out, truth) <= 2e-3 * float(truth.abs().max())
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_members_do_not_touch_each_other(poisoned: None, monkeypatch: pytest.MonkeyPatch, splits: int) -> None:
+    """Member 1 filled with NaN, or left out, changes no bit of the others; two runs give the same bits."""
+    monkeypatch.setattr(module, "splits_for", lambda programs, blocks, target: min(splits, blocks))
+    x, weight, targets, scale = problem(3, 33, 8, 40)
+
+    def run(members: list[int]) -> list[Tensor]:
+        arguments = x[members], weight[members], targets[members]
+        loss, lse = linear_cross_entropy_forward(*arguments)
+        return [loss, *linear_cross_entropy_backward(scale[members], *arguments, lse)]
+
+    first, again, alone = run([0, 1, 2]), run([0, 1, 2]), run([2])
+    x[1], weight[1], targets[1] = torch.nan, torch.nan, 40
+    with_nan = run([0, 1, 2])
+    for a, b, c, n in zip(first, again, alone, with_nan, strict=True):
+        assert torch.equal(a, b) and torch.equal(a[2:], c) and torch.equal(a[[0, 2]], n[[0, 2]])
+        assert torch.isfinite(a).all() and n[1].isnan().all()
+
+
+@pytest.mark.parametrize("wrong", [70, -1, 2**40, -(2**40)])
+def test_a_target_out_of_range_fails_its_member_alone(poisoned: None, wrong: int) -> None:
+    x, weight, targets, scale = problem(2, 12, 8, 70)
+    targets[0, 4] = wrong
+    loss, lse = linear_cross_entropy_forward(x, weight, targets)
+    grad_x, grad_weight = linear_cross_entropy_backward(scale, x, weight, targets, lse)
+    assert loss.isnan().nonzero().tolist() == [[0, 4]]
+    assert grad_x[0, 4].isnan().all() and torch.isfinite(grad_x[0, 5:]).all()
+    assert grad_weight[0].isnan().all() and torch.isfinite(grad_weight[1]).all()
+    assert linear_cross_entropy(x, weight, targets).isnan().tolist() == [True, False]
+
+
+def test_no_rows() -> None:
+    x, weight, targets, scale = problem(2, 0, 8, 5)
+    loss, lse = linear_cross_entropy_forward(x, weight, targets)
+    grad_x, grad_weight = linear_cross_entropy_backward(scale, x, weight, targets, lse)
+    assert loss.shape == (2, 0) and grad_x.shape == (2, 0, 8) and torch.equal(grad_weight, torch.zeros_like(weight))
+
+
+def test_operator_is_traceable() -> None:
+    x, weight, targets, _ = problem(2, 5, 8, 7, tied=True)
+    leaves = x.requires_grad_(), weight.detach().requires_grad_()
+    checks = "test_schema", "test_autograd_registration", "test_faketensor"
+    torch.library.opcheck(module.linear_cross_entropy_tokens, (*leaves, targets, 0.1), test_utils=checks)
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    ours, eager = (f(*leaves, targets, 0.1) for f in (compiled, linear_cross_entropy))
+    assert torch.equal(ours, eager)
+    for a, b in zip(*(torch.autograd.grad(loss.sum(), leaves) for loss in (ours, eager)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "launches", "groups"),
+    [((16, 4096, 256, 8192), 2, 1), ((1, 512, 512, 1024), 4, 1), ((4, 8192, 1024, 50257), 2, 2)],
+)
+def test_launches_on_meta_tensors(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], launches: int, groups: int
+) -> None:
+    """One launch each way where rows and vocabulary fill the device, two where they are split; FLOPs as the docstring counts."""
+    seen: list[launching.Launch] = []
+    monkeypatch.setattr(launching, "observers", [seen.append])
+    n_member, n_row, d, vocab = shape
+    x = torch.empty(n_member, n_row, d, dtype=torch.bfloat16, device="meta")
+    weight = torch.empty(n_member, d, vocab, dtype=torch.bfloat16, device="meta")
+    targets = torch.empty(n_member, n_row, dtype=torch.int64, device="meta")
+    with launching.compiled_for("sm_90"):
+        loss, lse = linear_cross_entropy_forward(x, weight, targets)
+        grad_x, grad_weight = linear_cross_entropy_backward(loss, x, weight, targets, lse)
+    assert (grad_x.shape, grad_weight.shape) == (x.shape, weight.shape)
+    assert len(seen) == launches
+    assert sum(record.flops for record in seen) == 2 * n_member * n_row * d * vocab * (1 + 2 + 2 * groups)
+    logits = n_member * n_row * vocab * 2
+    assert launches > 2 or sum(r.read_bytes + r.write_bytes for r in seen) < 3 * logits
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942", "interpreter"])
+def test_no_part_of_a_split_loop_is_empty(target: str) -> None:
+    for programs in (0, 1, 3, 50, 132, 1000):
+        for blocks in range(0, 300, 7):
+            splits = splits_for(programs, blocks, target)
+            assert splits >= 1 and (splits - 1) * -(-blocks // splits) <= max(0, blocks - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 8, dtype=torch.float64)}, "x must be float32, float16 or bfloat16, got float64."),
+        ({"weight": torch.zeros(2, 7, 5)}, "weight must have shape [2, 8, any], got [2, 7, 5]."),
+        ({"weight": torch.zeros(2, 8, 5, dtype=torch.float16)}, "weight must be float32, got float16"),
+        ({"weight": torch.zeros(2, 8, 10)[:, :, ::2]}, "weight [M, d, V] must be contiguous within a member"),
+        ({"weight": torch.zeros(2, 8, 0)}, "weight is empty: [2, 8, 0]"),
+        ({"targets": torch.zeros(2, 4, dtype=torch.int64)}, "targets must have shape [2, 3], got [2, 4]."),
+        ({"targets": torch.zeros(2, 3, dtype=torch.int32)}, "targets must be int64, got int32"),
+        ({"x": torch.zeros(2, 8, 3).mT}, "x must be contiguous, got strides (24, 1, 3)"),
+        ({"reduction": "sum"}, 'reduction must be "mean" or "none", got \'sum\'.'),
+    ],
+)
+def test_bad_input(change: dict, message: str) -> None:
+    arguments = {
+        "x": torch.zeros(2, 3, 8),
+        "weight": torch.zeros(2, 8, 5),
+        "targets": torch.zeros(2, 3).long(),
+    } | change
+    arguments = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        linear_cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": torch.zeros(2, 4)}, "scale must have shape [2, 3], got [2, 4]."),
+        ({"scale": torch.zeros(2, 1).expand(2, 3)}, "scale must be contiguous, got strides (1, 0)"),
+        ({"lse": torch.zeros(2, 3, dtype=torch.float16)}, "lse must be float32, got float16"),
+        ({"grad_weight": torch.zeros(2, 5, 8)}, "grad_weight must have shape [2, 8, 5], got [2, 5, 8]."),
+        ({"accumulate": True}, "accumulate=True needs grad_weight, the tensor to add to."),
+    ],
+)
+def test_bad_input_backward(change: dict, message: str) -> None:
+    arguments = {"x": torch.zeros(2, 3, 8), "weight": torch.zeros(2, 8, 5), "targets": torch.zeros(2, 3).long()}
+    arguments |= {"scale": torch.zeros(2, 3), "lse": torch.zeros(2, 3)} | change
+    arguments = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        linear_cross_entropy_backward(**arguments)

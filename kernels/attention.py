@@ -55,7 +55,7 @@ def forward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype, 
         blocks = Blocks(32, 16, 4, 1)
     elif dtype == torch.float32:  # no tensor cores on NVIDIA: a thread holds whole rows of its operands
         side = 64 if wide <= 64 else 32 if wide <= 128 else 16
-        blocks = Blocks(side, min(32, side), 4 if amd else 8, 2 if wide <= 64 and not amd else 1)
+        blocks = Blocks(side, min(32, side), 4 if amd or wide > 128 else 8, 2 if wide <= 64 and not amd else 1)
     elif amd:  # 64 KiB of LDS; four waves may take 512 registers each, eight only 256
         blocks = Blocks(128, 64, 8, 2) if wide <= 128 else Blocks(64, 32, 4, 1)
     elif wide <= 64:  # eight warps of 16 queries, two programs a multiprocessor
@@ -79,6 +79,8 @@ def backward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype,
         blocks = Blocks(side, side if wide <= 64 else 16, 4 if amd else 8, 1)
     elif amd:
         blocks = Blocks(64, 32, 4, 2) if wide <= 128 else Blocks(32, 32, 4, 1)
+    elif inside and target == "sm_120" and not 64 < wide <= 128:  # a few registers scarcer than sm_80
+        blocks = Blocks(64, 32, 8, 2) if wide <= 64 else Blocks(32, 16, 8, 1)
     elif wide <= 64:  # dk and dv take 64 registers a thread
         blocks = Blocks(128, 64 if wgmma and not inside else 32, 8, 2)
     elif wide <= 128 and target == "sm_100":  # sums lie in tensor memory

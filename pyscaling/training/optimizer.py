@@ -34,17 +34,17 @@ class FleetAdamW:
         embedding_rate: float = 1.0,
         eps: float = 1e-8,
     ) -> None:
-        def per_member(value: float | Tensor) -> list[float]:
-            return torch.as_tensor(value, dtype=torch.float64).expand(model.n_member).tolist()
-
         self.model, self.eps, self.embedding_rate = model, eps, embedding_rate
-        self.learning_rate, self.weight_decay = per_member(learning_rate), per_member(weight_decay)
-        self.beta1, self.beta2 = per_member(beta1), per_member(beta2)
-        self.clip = torch.tensor(per_member(clip), dtype=torch.float32, device=model.device)
+        self.learning_rate, self.weight_decay = self.per_member(learning_rate), self.per_member(weight_decay)
+        self.beta1, self.beta2 = self.per_member(beta1), self.per_member(beta2)
+        self.clip = torch.tensor(self.per_member(clip), dtype=torch.float32, device=model.device)
         self.exp_avg = torch.zeros_like(model.flat)
         self.exp_avg_sq = torch.zeros_like(model.flat)
         self.alive = torch.ones(model.n_member, dtype=torch.bool, device=model.device)
         self.failed_step = torch.full((model.n_member,), -1, dtype=torch.int64, device=model.device)
+
+    def per_member(self, value: float | Tensor) -> list[float]:
+        return torch.as_tensor(value, dtype=torch.float64).expand(self.model.n_member).tolist()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name; the tensors themselves, not copies."""
@@ -103,13 +103,14 @@ class FusedAdamW(FleetAdamW):
 
     def __init__(self, model: "FusedTransformer", learning_rate: Tensor, **options: Any) -> None:
         super().__init__(model, learning_rate, **options)
+        eps = [self.eps] * model.n_member
         rows = (
             self.learning_rate,
             self.beta1,
             self.beta2,
-            [self.eps] * model.n_member,
+            eps,
             self.weight_decay,
-            self.clip.tolist(),
+            self.per_member(options.get("clip", 1.0)),
         )
         self.settings = torch.tensor(rows, dtype=torch.float64, device=model.device)
         self.clock = torch.zeros(2, dtype=torch.float64, device=model.device)

@@ -56,29 +56,31 @@ def matmul_tile(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """a b at [first_row, first_column], in float32."""
-    o_row = first_row + tl.arange(0, BLOCK_M)
-    o_column = first_column + tl.arange(0, BLOCK_N)
-    o_inner = tl.arange(0, BLOCK_K)
-    p_a = a_pointer + o_row[:, None].to(tl.int64) * a_row_stride + o_inner[None, :].to(tl.int64) * a_inner_stride
-    p_b = b_pointer + o_inner[:, None].to(tl.int64) * b_inner_stride + o_column[None, :].to(tl.int64) * b_column_stride
+    # 64 bits for where a block begins alone: offsets within it take half the registers
+    o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    m_row, m_column = first_row + o_row < n_row, first_column + o_column < n_column
+    a_pointer += tl.cast(first_row, tl.int64) * a_row_stride
+    b_pointer += tl.cast(first_column, tl.int64) * b_column_stride
+    o_a = o_row[:, None] * a_row_stride + o_inner[None, :] * a_inner_stride
+    o_b = o_inner[:, None] * b_inner_stride + o_column[None, :] * b_column_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, n_inner, BLOCK_K):
         m_inner = start + o_inner < n_inner
-        b_a = tl.load(p_a, mask=(o_row < n_row)[:, None] & m_inner[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
-        b_b = tl.load(p_b, mask=m_inner[:, None] & (o_column < n_column)[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
+        b_a = tl.load(a_pointer + o_a, mask=m_row[:, None] & m_inner[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        b_b = tl.load(b_pointer + o_b, mask=m_inner[:, None] & m_column[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
         total = dot(b_a, b_b, total, UPCAST)
-        p_a += BLOCK_K * a_inner_stride
-        p_b += BLOCK_K * b_inner_stride
+        a_pointer += BLOCK_K * a_inner_stride
+        b_pointer += BLOCK_K * b_inner_stride
     return total
 
 
 @triton.jit
 def store_tile(pointer, tile, first_row, first_column, n_row, n_column, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """A tile of a contiguous matrix [n_row, n_column]."""
-    o_row = first_row + tl.arange(0, BLOCK_M)
-    o_column = first_column + tl.arange(0, BLOCK_N)
-    p = pointer + o_row[:, None].to(tl.int64) * n_column + o_column[None, :]
-    tl.store(p, tile.to(pointer.dtype.element_ty), mask=(o_row < n_row)[:, None] & (o_column < n_column)[None, :])
+    o_row, o_column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    p = pointer + tl.cast(first_row, tl.int64) * n_column + first_column + o_row[:, None] * n_column + o_column[None, :]
+    mask = (first_row + o_row < n_row)[:, None] & (first_column + o_column < n_column)[None, :]
+    tl.store(p, tile.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -86,30 +88,32 @@ def add_bias_and_residual(
     tile, bias, residual, first_row, first_column, n_row, n_column,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    o_row = first_row + tl.arange(0, BLOCK_M)
-    o_column = first_column + tl.arange(0, BLOCK_N)
+    o_row, o_column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    m_column = first_column + o_column < n_column
     if HAS_BIAS:
-        b_bias = tl.load(bias + o_column, mask=o_column < n_column, other=0.0).to(tl.float32)  # [BLOCK_N]
+        b_bias = tl.load(bias + first_column + o_column, mask=m_column, other=0.0).to(tl.float32)  # [BLOCK_N]
         tile += b_bias[None, :]
     if HAS_RESIDUAL:
-        p_residual = residual + o_row[:, None].to(tl.int64) * n_column + o_column[None, :]
-        tile += tl.load(p_residual, mask=(o_row < n_row)[:, None] & (o_column < n_column)[None, :], other=0.0).to(
-            tl.float32
-        )
+        residual += tl.cast(first_row, tl.int64) * n_column + first_column
+        mask = (first_row + o_row < n_row)[:, None] & m_column[None, :]
+        tile += tl.load(residual + o_row[:, None] * n_column + o_column[None, :], mask=mask, other=0.0).to(tl.float32)
     return tile
 
 
 @triton.jit
 def column_sums(pointer, first_column, n_row, n_column, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
     """The sum over rows of a contiguous matrix [n_row, n_column], [BLOCK_N] of its columns."""
-    o_row = tl.arange(0, BLOCK_R)
-    o_column = first_column + tl.arange(0, BLOCK_N)
-    p = pointer + o_row[:, None].to(tl.int64) * n_column + o_column[None, :]
+    o_row, o_column = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_N)
+    m_column = first_column + o_column < n_column
+    pointer += first_column
     total = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, n_row, BLOCK_R):
-        mask = (start + o_row < n_row)[:, None] & (o_column < n_column)[None, :]
-        total += tl.sum(tl.load(p, mask=mask, other=0.0).to(tl.float32), 0)
-        p += BLOCK_R * n_column
+        block = tl.load(
+            pointer + o_row[:, None] * n_column + o_column[None, :],
+            mask=(start + o_row < n_row)[:, None] & m_column[None, :], other=0.0,
+        )  # [BLOCK_R, BLOCK_N]  # fmt: skip
+        total += tl.sum(block.to(tl.float32), 0)
+        pointer += BLOCK_R * n_column
     return total
 
 
@@ -155,10 +159,12 @@ def linear_backward_kernel(
     else:
         n_tile = tl.cdiv(d_out, W_N)
         first_row, first_column = (i_tile - n_tile_x) // n_tile * W_M, (i_tile - n_tile_x) % n_tile * W_N
-        tile = matmul_tile(
+        tile_of_weight = matmul_tile(
             x, 1, d_in, grad_out, d_out, 1, first_row, first_column, d_in, d_out, n_row, W_M, W_N, BLOCK_K, UPCAST
         )
-        store_tile(grad_weight + i_member * grad_weight_stride, tile, first_row, first_column, d_in, d_out, W_M, W_N)
+        store_tile(
+            grad_weight + i_member * grad_weight_stride, tile_of_weight, first_row, first_column, d_in, d_out, W_M, W_N
+        )
         if HAS_BIAS:
             if first_row == 0:
                 sums = column_sums(grad_out, first_column, n_row, d_out, BLOCK_K, W_N)

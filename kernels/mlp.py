@@ -60,26 +60,27 @@ def activated_matmul_tile(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """act(u) b at [first_row, first_column], in float32; b has contiguous columns."""
-    o_row = first_row + tl.arange(0, BLOCK_M)
-    o_column = first_column + tl.arange(0, BLOCK_N)
-    o_inner = tl.arange(0, BLOCK_K)
-    p_u = u + o_row[:, None].to(tl.int64) * u_row_stride + o_inner[None, :].to(tl.int64) * u_inner_stride
-    p_b = b_pointer + o_inner[:, None].to(tl.int64) * b_inner_stride + o_column[None, :]
+    o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    m_row, m_column = first_row + o_row < n_row, first_column + o_column < n_column
+    u += tl.cast(first_row, tl.int64) * u_row_stride
+    b_pointer += first_column
+    o_u = o_row[:, None] * u_row_stride + o_inner[None, :] * u_inner_stride
+    o_b = o_inner[:, None] * b_inner_stride + o_column[None, :]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, n_inner, BLOCK_K):
         m_inner = start + o_inner < n_inner
-        m_u = (o_row < n_row)[:, None] & m_inner[None, :]
+        m_u = m_row[:, None] & m_inner[None, :]
         b_h, _ = activation_and_slope(
-            tl.load(p_u, mask=m_u, other=0.0).to(tl.float32), ACTIVATION
+            tl.load(u + o_u, mask=m_u, other=0.0).to(tl.float32), ACTIVATION
         )  # [BLOCK_M, BLOCK_K]
         if GATED:
-            b_h *= tl.load(p_u + value_offset, mask=m_u, other=0.0).to(tl.float32)
-        b_b = tl.load(p_b, mask=m_inner[:, None] & (o_column < n_column)[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
+            b_h *= tl.load(u + value_offset + o_u, mask=m_u, other=0.0).to(tl.float32)
+        b_b = tl.load(b_pointer + o_b, mask=m_inner[:, None] & m_column[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
         if not UPCAST:
             b_h = b_h.to(b_b.dtype)
         total = dot(b_h, b_b, total, UPCAST)
-        p_u += BLOCK_K * u_inner_stride
-        p_b += BLOCK_K * b_inner_stride
+        u += BLOCK_K * u_inner_stride
+        b_pointer += BLOCK_K * b_inner_stride
     return total
 
 
@@ -121,12 +122,13 @@ def down_backward_kernel(
             grad_out, d_model, 1, weight + i_member * weight_stride, 1, d_model, first_row, first_column,
             n_row, d_ff, d_model, U_M, U_N, BLOCK_K, UPCAST,
         )  # fmt: skip
-        o_row = first_row + tl.arange(0, U_M)
-        o_column = first_column + tl.arange(0, U_N)
-        offset = o_row[:, None].to(tl.int64) * u_width + o_column[None, :]  # [U_M, U_N]
-        mask = (o_row < n_row)[:, None] & (o_column < d_ff)[None, :]
+        o_row, o_column = tl.arange(0, U_M), tl.arange(0, U_N)
+        mask = (first_row + o_row < n_row)[:, None] & (first_column + o_column < d_ff)[None, :]
+        begin = tl.cast(first_row, tl.int64) * u_width + first_column
+        offset = o_row[:, None] * u_width + o_column[None, :]  # [U_M, U_N]
+        u += begin
         b_act, b_slope = activation_and_slope(tl.load(u + offset, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-        p_grad = grad_u + i_member * n_row * u_width + offset
+        p_grad = grad_u + i_member * n_row * u_width + begin + offset
         if GATED:
             b_value = tl.load(u + d_ff + offset, mask=mask, other=0.0).to(tl.float32)
             tl.store(p_grad + d_ff, (tile * b_act).to(grad_u.dtype.element_ty), mask=mask)
@@ -135,11 +137,20 @@ def down_backward_kernel(
     else:
         n_tile = tl.cdiv(d_model, W_N)
         first_row, first_column = (i_tile - n_tile_u) // n_tile * W_M, (i_tile - n_tile_u) % n_tile * W_N
-        tile = activated_matmul_tile(
+        tile_of_weight = activated_matmul_tile(
             u, 1, u_width, d_ff, grad_out, d_model, first_row, first_column,
             d_ff, d_model, n_row, ACTIVATION, GATED, W_M, W_N, BLOCK_K, UPCAST,
         )  # fmt: skip
-        store_tile(grad_weight + i_member * grad_weight_stride, tile, first_row, first_column, d_ff, d_model, W_M, W_N)
+        store_tile(
+            grad_weight + i_member * grad_weight_stride,
+            tile_of_weight,
+            first_row,
+            first_column,
+            d_ff,
+            d_model,
+            W_M,
+            W_N,
+        )
         if HAS_BIAS:
             if first_row == 0:
                 sums = column_sums(grad_out, first_column, n_row, d_model, BLOCK_K, W_N)

@@ -1,13 +1,15 @@
 """LayerNorm and RMSNorm against their float64 formulas, forward and backward, and what a fleet demands of them."""
 
+import importlib
 import itertools
 
 import pytest
 import torch
 from torch import Tensor
 
-from pyscaling.kernels import layer_norm as kernels
 from pyscaling.kernels import reference
+
+kernels = importlib.import_module("pyscaling.kernels.layer_norm")
 
 # (M, R, d): single numbers, blocks not filled, several parts a member, two blocks of a wide row
 SHAPES = [(1, 5, 1), (2, 33, 24), (5, 7, 100), (1, 257, 64), (2, 2, 9000)]

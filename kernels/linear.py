@@ -31,16 +31,18 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str) -> Tiles:
-    """Tiles of a matrix product of n_row x n_column."""
+def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str, *widths: int) -> Tiles:
+    """Tiles of a matrix product of n_row x n_column; widths: of the rows of its operands in memory."""
 
     def block(n: int, most: int) -> int:
         return min(most, max(16, triton.next_power_of_2(n)))
 
     if target == "interpreter":  # a program costs 2 ms whatever its size
         return Tiles(block(n_row, 64), block(n_column, 64), 32, 4, 1)
-    if dtype == torch.float32:  # no tensor cores: with 16 sums a thread, operands and pointers fit beside them
-        return Tiles(block(n_row, 64), block(n_column, 64), 16, 8, 2)
+    if dtype == torch.float32:  # no tensor cores: with 8 sums a thread, operands and pointers fit beside them
+        return Tiles(block(n_row, 64), block(n_column, 32), 16, 8, 2)
+    if any(width % 16 for width in widths):  # loads of one number each, whose addresses fill the registers
+        return Tiles(block(n_row, 64), block(n_column, 64), 32, 8, 2)
     M, N = block(n_row, 128), block(n_column, 128)
     warps = 8 if M * N >= 128 * 64 else 4  # at most 64 registers of sums a thread
     if target.startswith("gfx"):  # 64 KiB of LDS, and operands of 64 would spill
@@ -178,7 +180,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, residu
     n_member, n_row, d_in = x.shape
     d_out = weight.shape[2]
     out = x.new_empty(n_member, n_row, d_out)
-    tiles = tiles_for(n_row, d_out, x.dtype, target_of(x.device))
+    tiles = tiles_for(n_row, d_out, x.dtype, target_of(x.device), d_in, d_out)
     launch(
         linear_forward_kernel,
         (cdiv(n_row, tiles.BLOCK_M) * cdiv(d_out, tiles.BLOCK_N), n_member),
@@ -213,7 +215,8 @@ def linear_backward(
     if grad_bias is None and has_bias:
         grad_bias = torch.empty(n_member, d_out, dtype=weight.dtype, device=x.device)
     target = target_of(x.device)
-    of_x, of_weight = tiles_for(n_row, d_in, x.dtype, target), tiles_for(d_in, d_out, x.dtype, target)
+    of_x = tiles_for(n_row, d_in, x.dtype, target, d_in, d_out)
+    of_weight = tiles_for(d_in, d_out, x.dtype, target, d_in, d_out)
     n_tile_x = cdiv(n_row, of_x.BLOCK_M) * cdiv(d_in, of_x.BLOCK_N)
     launch(
         linear_backward_kernel,

@@ -168,7 +168,7 @@ def mlp_forward(
     _, d_ff, d_model = down.shape
     u = linear_forward(x, up, up_bias)
     out = x.new_empty(n_member, n_row, d_model)
-    tiles = tiles_for(n_row, d_model, x.dtype, target_of(x.device))
+    tiles = tiles_for(n_row, d_model, x.dtype, target_of(x.device), u.shape[2], d_model)
     launch(
         down_forward_kernel,
         (cdiv(n_row, tiles.BLOCK_M) * cdiv(d_model, tiles.BLOCK_N), n_member),
@@ -205,8 +205,8 @@ def mlp_backward(
     # Gate and value beside the sums: half a tile, or registers spill.
     widest = 64 if activation in _GATED else 128
     of_u, of_weight = (
-        tiles_for(n_row, min(d_ff, widest), x.dtype, target),
-        tiles_for(d_ff, min(d_model, widest), x.dtype, target),
+        tiles_for(n_row, min(d_ff, widest), x.dtype, target, u.shape[2], d_model),
+        tiles_for(d_ff, min(d_model, widest), x.dtype, target, u.shape[2], d_model),
     )
     n_tile_u = cdiv(n_row, of_u.BLOCK_M) * cdiv(d_ff, of_u.BLOCK_N)
     launch(

@@ -130,9 +130,8 @@ def adamw_update(
     # As many programs as a large card holds at once (8 of four warps on 132 multiprocessors; fewer threads a program on AMD do
     # not change that), so that a program reads its member's parts once for many blocks.
     n_block, at_once = cdiv(n_parameter, BLOCK), 4 if target == "interpreter" else 1056
-    n_part = max(
-        1, min(n_block, at_once // 16)
-    )  # whatever the number of members, or the norm's last bits would depend on it
+    # Whatever the number of members, or the norm's last bits would depend on it.
+    n_part = max(1, min(n_block, at_once // 2))
     n_program = max(1, min(n_block, cdiv(at_once, max(1, n_member))))
     parts = torch.empty(n_member, 3, n_part, dtype=torch.float32, device=flat.device)
     warps = 4 if target.startswith("gfx") else 8  # eight numbers a thread: two loads of 16 bytes of each array

@@ -39,17 +39,14 @@ class Tile(NamedTuple):
     BLOCK_D: int
 
 
-_MEMBERS = 8  # of a fleet that a device should be filled by
-
-
 def tile_for(n_row: int, d: int, elements: int, target: str) -> Tile:
-    """Whole rows, `elements` numbers together, or fewer rows where eight members would not fill a device twice over.
+    """Whole rows, `elements` numbers together, or fewer rows where one member would not fill a device twice over.
 
-    The number of members itself has no say, or a member's last bits would depend on it.
+    How many members there are has no say, or a member's last bits would depend on it.
     """
     block = triton.next_power_of_2(d)
     rows = max(1, min(elements // block, 128, triton.next_power_of_2(n_row)))
-    while rows > 1 and _MEMBERS * cdiv(n_row, rows) < 2 * MULTIPROCESSORS.get(target, 132):
+    while rows > 1 and cdiv(n_row, rows) < 2 * MULTIPROCESSORS.get(target, 132):
         rows //= 2
     return Tile(rows, block)
 
@@ -334,7 +331,7 @@ def layer_norm_backward(
     # 4096 numbers a program: the parts to be summed later are few beside the rows
     tile = Tile(4, 1024) if wide else tile_for(n_row, d, 4096, target)
     n_column_block = cdiv(d, tile.BLOCK_D)
-    n_part = max(1, min(cdiv(n_row, tile.ROWS), cdiv(2 * MULTIPROCESSORS.get(target, 132), _MEMBERS * n_column_block)))
+    n_part = max(1, min(cdiv(n_row, tile.ROWS), cdiv(2 * MULTIPROCESSORS.get(target, 132), n_column_block)))
     if n_part > 1:
         parts = torch.empty(1 + has_bias, n_member, n_part, d, dtype=torch.float32, device=z.device)
         gain_sum, bias_sum = parts[0], parts[-1] if has_bias else None

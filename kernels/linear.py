@@ -120,6 +120,20 @@ def column_sums(pointer, first_column, n_row, n_column, BLOCK_R: tl.constexpr, B
 
 
 @triton.jit
+def store_weight_gradient(
+    grad_weight, grad_bias, tile, grad_out, first_row, first_column, d_in, d_out, n_row,
+    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A tile of a weight's gradient [d_in, d_out]; those of the first rows also sum the bias's, [d_out], over grad_out."""
+    store_tile(grad_weight, tile, first_row, first_column, d_in, d_out, BLOCK_M, BLOCK_N)
+    if HAS_BIAS:
+        if first_row == 0:
+            sums = column_sums(grad_out, first_column, n_row, d_out, BLOCK_R, BLOCK_N)
+            o_column = first_column + tl.arange(0, BLOCK_N)
+            tl.store(grad_bias + o_column, sums.to(grad_bias.dtype.element_ty), mask=o_column < d_out)
+
+
+@triton.jit
 def linear_forward_kernel(
     x, weight, bias, residual, out, n_row, d_in, d_out, weight_stride, bias_stride,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
@@ -164,15 +178,10 @@ def linear_backward_kernel(
         tile_of_weight = matmul_tile(
             x, 1, d_in, grad_out, d_out, 1, first_row, first_column, d_in, d_out, n_row, W_M, W_N, BLOCK_K, UPCAST
         )
-        store_tile(
-            grad_weight + i_member * grad_weight_stride, tile_of_weight, first_row, first_column, d_in, d_out, W_M, W_N
-        )
-        if HAS_BIAS:
-            if first_row == 0:
-                sums = column_sums(grad_out, first_column, n_row, d_out, BLOCK_K, W_N)
-                o_column = first_column + tl.arange(0, W_N)
-                p_bias = grad_bias + i_member * grad_bias_stride + o_column
-                tl.store(p_bias, sums.to(grad_bias.dtype.element_ty), mask=o_column < d_out)
+        store_weight_gradient(
+            grad_weight + i_member * grad_weight_stride, grad_bias + i_member * grad_bias_stride, tile_of_weight, grad_out,
+            first_row, first_column, d_in, d_out, n_row, HAS_BIAS, W_M, W_N, BLOCK_K,
+        )  # fmt: skip
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:

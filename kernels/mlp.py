@@ -25,12 +25,12 @@ from torch import Tensor
 from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
 from pyscaling.kernels.linear import (
     add_bias_and_residual,
-    column_sums,
     linear_backward,
     linear_forward,
     matmul_tile,
     rows_contiguous,
     store_tile,
+    store_weight_gradient,
     tiles_for,
 )
 
@@ -141,22 +141,10 @@ def down_backward_kernel(
             u, 1, u_width, d_ff, grad_out, d_model, first_row, first_column,
             d_ff, d_model, n_row, ACTIVATION, GATED, W_M, W_N, BLOCK_K, UPCAST,
         )  # fmt: skip
-        store_tile(
-            grad_weight + i_member * grad_weight_stride,
-            tile_of_weight,
-            first_row,
-            first_column,
-            d_ff,
-            d_model,
-            W_M,
-            W_N,
-        )
-        if HAS_BIAS:
-            if first_row == 0:
-                sums = column_sums(grad_out, first_column, n_row, d_model, BLOCK_K, W_N)
-                o_column = first_column + tl.arange(0, W_N)
-                p_bias = grad_bias + i_member * grad_bias_stride + o_column
-                tl.store(p_bias, sums.to(grad_bias.dtype.element_ty), mask=o_column < d_model)
+        store_weight_gradient(
+            grad_weight + i_member * grad_weight_stride, grad_bias + i_member * grad_bias_stride, tile_of_weight, grad_out,
+            first_row, first_column, d_ff, d_model, n_row, HAS_BIAS, W_M, W_N, BLOCK_K,
+        )  # fmt: skip
 
 
 def mlp_forward(

@@ -191,8 +191,8 @@ def test_replicates() -> None:
         {name: np.concatenate([runs[name], runs[name]]) for name in ("N", "D")}
         | {"loss": np.concatenate([runs.loss, runs.loss * np.exp(0.01 * np.random.default_rng(9).standard_normal(60))])}
     )
-    with pytest.warns(UserWarning, match="2.36 times the noise of their replicates"):  # each pair shares noise
-        fit = ps.fit(twice, law="chinchilla", objective="gaussian")
+    fit = ps.fit(twice, law="chinchilla", objective="gaussian")
+    assert "2.36 times the noise of their replicates" in fit.evidence.cautions[0]  # each pair shares noise
     size, degrees = fit.replicates
     assert degrees == 60
     assert size == pytest.approx(np.std(np.log(twice.loss[:60] / twice.loss[60:]), ddof=0) / np.sqrt(2), rel=0.05)

@@ -18,6 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
+# Of the largest card of each target; the interpreter's makes small tests visit several parts and several rows a part.
+MULTIPROCESSORS = {
+    "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256, "interpreter": 2,
+}  # fmt: skip
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 

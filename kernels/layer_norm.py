@@ -22,14 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, launch, operator, target_of
+from pyscaling.kernels.launch import MULTIPROCESSORS, cdiv, check, check_first, launch, operator, target_of
 from pyscaling.kernels.linear import rows_contiguous
 
 WIDEST_BLOCK = 8192  # a wider row would take more registers than a program of 16 warps has
-# of the largest card of each target; the interpreter's makes small tests visit several parts and several rows a part
-MULTIPROCESSORS = {
-    "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256, "interpreter": 2,
-}  # fmt: skip
 
 
 class Tile(NamedTuple):

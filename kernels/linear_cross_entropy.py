@@ -16,7 +16,7 @@ BLOCK_G] lives in registers, so a wide d is cut into `groups` of BLOCK_G columns
 Where one side is too short to fill the device, the loop is split, too; float32 partial sums are added by a second launch.
 
 FLOPs, in units of one product 2 M R V d: forward 1, backward 2 + 2 groups (2 with stored logits), so 5 instead of 3 for
-d <= BLOCK_G. Bytes at least: forward x + W + targets + 8 R M; backward x + W + both gradients + 16 R M. Stored 16-bit logits
+d <= BLOCK_G. Bytes at least: forward x + W + targets + 8 R M; backward x + W + both gradients + 20 R M. Stored 16-bit logits
 would move 4 R V M bytes forward (written, read) and 6 to 8 more backward.
 
 lse is kept in float32, so backward p has a relative error of eps |lse| at most: at logits of 1000 a p of 1 is good to 6e-5.
@@ -34,7 +34,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+from pyscaling.kernels.launch import (
+    MULTIPROCESSORS,
+    cdiv,
+    check,
+    check_first,
+    dot,
+    launch,
+    operator,
+    target_of,
+    upcasts,
+)
 
 IGNORED = tl.constexpr(-100)
 
@@ -350,9 +360,6 @@ def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     if width == 512:
         return Blocks(32, 32, width, width, True, 8, 2)
     return Blocks(32, 32, 64, 512, False, 8, 3)
-
-
-MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256}
 
 
 def splits_for(programs: int, blocks: int, target: str) -> int:

@@ -27,8 +27,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
-from pyscaling.kernels.linear import rows_contiguous
+from pyscaling.kernels.launch import (
+    cdiv,
+    check,
+    check_first,
+    dot,
+    launch,
+    operator,
+    rows_contiguous,
+    target_of,
+    upcasts,
+)
 
 MOST_BUCKETS = 512  # more would read more bytes of tokens than the gradient has; exceeded from V = 65537 only
 

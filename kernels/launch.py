@@ -52,16 +52,21 @@ def launch(
     flops: int = 0,
     num_warps: int = 4,
     num_stages: int = 2,
+    all_registers: bool = False,
     **constants: Any,
 ) -> None:
     """Starts kernel[grid](*args, **constants).
 
     reads, writes: the tensors of which each byte is read or written at least once (None is left out); a part of a tensor
     is a view of it. flops: two for each multiplication and addition of a matrix product. constants: the tl.constexpr
-    arguments. Nothing is started for an empty grid.
+    arguments. all_registers: NVIDIA's assembler may use as many as a program of num_warps can have, where by itself it would
+    spill a few to fit a second program beside the first. Nothing is started for an empty grid.
     """
     if 0 in grid:
         return
+    device = next(a.device for a in args if isinstance(a, Tensor))
+    if all_registers and target_of(device).startswith("sm_"):
+        constants["maxnreg"] = min(255, 65536 // (32 * num_warps))
     if observers:
         record = Launch(
             kernel, tuple(grid), args, constants, num_warps, num_stages, _bytes(reads), _bytes(writes), flops
@@ -150,6 +155,11 @@ def check_first(name: str, tensor: Tensor) -> None:
             f"{name} is on {tensor.device}; Triton kernels need a GPU, or TRITON_INTERPRET=1 set before Python starts. "
             "pyscaling.kernels.reference runs anywhere."
         )
+
+
+def rows_contiguous(tensor: Any) -> Any:
+    """The tensor, or a copy unless each member's part of it is contiguous."""
+    return tensor if tensor is None or tensor[0].is_contiguous() else tensor.contiguous()
 
 
 def upcasts(dtype: torch.dtype) -> bool:

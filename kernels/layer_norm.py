@@ -22,9 +22,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import MULTIPROCESSORS, cdiv, check, check_first, launch, operator, target_of
-from pyscaling.kernels.linear import rows_contiguous
+from pyscaling.kernels.launch import (
+    MULTIPROCESSORS,
+    cdiv,
+    check,
+    check_first,
+    launch,
+    operator,
+    rows_contiguous,
+    target_of,
+)
 
+WIDEST_TILE = 256  # of a product's tile; a wider row's norm is a launch of its own
 WIDEST_BLOCK = 8192  # a wider row would take more registers than a program of 16 warps has
 
 
@@ -33,6 +42,42 @@ class Tile(NamedTuple):
 
     ROWS: int
     BLOCK_D: int
+
+
+class Norm(NamedTuple):
+    """A norm that a product makes of the rows z that it writes, where a tile holds whole rows (d <= WIDEST_TILE).
+
+    gain [M, d], bias [M, d] or None; normed [M, R, d] and stats [2 or 1, M, R] are written.
+    """
+
+    gain: Tensor
+    bias: Tensor | None
+    normed: Tensor
+    stats: Tensor
+    eps: float = 1e-5
+
+
+class NormGradient(NamedTuple):
+    """What takes the gradient of normed rows, as a product forms it, through the norm: see `layer_norm_backward`.
+
+    parts [1 or 2, M, ceil(R / norm_tile_rows), d] is written: sums over rows of the gradients of gain and bias, to be summed.
+    """
+
+    z: Tensor
+    gain: Tensor
+    stats: Tensor
+    add: Tensor
+    parts: Tensor
+
+
+def norm_tile_rows(n_row: int, d: int, dtype: torch.dtype, target: str) -> int:
+    """Rows of a product's tile that is d wide: of 8 warps a thread has at most 64 sums in 16 bits, 16 in float32.
+
+    Half as many on sm_80 and sm_120, whose operands lie in registers, too.
+    """
+    sums = 4096 if dtype == torch.float32 else 8192 if target in ("sm_80", "sm_120") else 16384
+    most = 64 if target == "interpreter" else max(16, sums // triton.next_power_of_2(d))
+    return min(most, 64, max(16, triton.next_power_of_2(n_row)))
 
 
 def tile_for(n_row: int, d: int, elements: int, target: str) -> Tile:
@@ -54,6 +99,47 @@ def warps_for(elements: int, target: str) -> int:
 
 
 @triton.jit
+def norm_rows(
+    z, gain, bias, normed, offset, p_stats, mean_stride, eps, m_row, mask, D,
+    RMS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Norms whole rows z [ROWS, BLOCK_D], float32 and zero beyond D; stores them at normed + offset, and their statistics."""
+    o_column = tl.arange(0, BLOCK_D)
+    m_column = o_column < D
+    if not RMS:
+        mean = tl.sum(z, axis=1) / D
+        z = tl.where(mask, z - mean[:, None], 0.0)
+        tl.store(p_stats + mean_stride, mean, mask=m_row)
+    rstd = tl.rsqrt(tl.sum(z * z, axis=1) / D + eps)
+    tl.store(p_stats, rstd, mask=m_row)
+    out = z * rstd[:, None] * tl.load(gain + o_column, mask=m_column).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        out += tl.load(bias + o_column, mask=m_column).to(tl.float32)[None, :]
+    tl.store(normed + offset, out.to(normed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def rows_normed_again(z, p_stats, mean_stride, m_row, m_column, RMS: tl.constexpr):
+    """(n, rstd) of whole rows z [ROWS, BLOCK_D] by their statistics, float32; n is zero beyond d."""
+    rstd = tl.load(p_stats, mask=m_row, other=0.0)[:, None]
+    if not RMS:
+        mean = tl.load(p_stats + mean_stride, mask=m_row, other=0.0)
+        z = tl.where(m_column[None, :], z - mean[:, None], 0.0)
+    return z * rstd, rstd
+
+
+@triton.jit
+def norm_rows_backward(grad, n, rstd, p_gain, m_column, d, RMS: tl.constexpr):
+    """grad_z of whole rows [ROWS, BLOCK_D], float32; grad, the gradient of the normed rows, is zero beyond d."""
+    # gain is loaded anew for each block, from the cache: kept, it would cost 16 registers a thread and spills
+    w = grad * tl.load(p_gain, mask=m_column, other=0.0).to(tl.float32)[None, :]
+    out = w - n * (tl.sum(w * n, axis=1) / d)[:, None]
+    if not RMS:
+        out -= (tl.sum(w, axis=1) / d)[:, None]
+    return out * rstd
+
+
+@triton.jit
 def layer_norm_forward_kernel(
     x, residual, gain, bias, normed, total, stats, n_row, gain_stride, bias_stride, eps,
     RMS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
@@ -71,17 +157,10 @@ def layer_norm_forward_kernel(
         rounded = (z + tl.load(residual + offset, mask=mask, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
         tl.store(total + offset, rounded, mask=mask)
         z = rounded.to(tl.float32)
-    p_stats = stats + i_member * n_row + o_row
-    if not RMS:
-        mean = tl.sum(z, axis=1) / D
-        z = tl.where(mask, z - mean[:, None], 0.0)
-        tl.store(p_stats + tl.num_programs(1).to(tl.int64) * n_row, mean, mask=m_row)
-    rstd = tl.rsqrt(tl.sum(z * z, axis=1) / D + eps)
-    tl.store(p_stats, rstd, mask=m_row)
-    out = z * rstd[:, None] * tl.load(gain + i_member * gain_stride + o_column, mask=m_column).to(tl.float32)[None, :]
-    if HAS_BIAS:
-        out += tl.load(bias + i_member * bias_stride + o_column, mask=m_column).to(tl.float32)[None, :]
-    tl.store(normed + offset, out.to(normed.dtype.element_ty), mask=mask)
+    norm_rows(
+        z, gain + i_member * gain_stride, bias + i_member * bias_stride, normed, offset, stats + i_member * n_row + o_row,
+        tl.num_programs(1).to(tl.int64) * n_row, eps, m_row, mask, D, RMS, HAS_BIAS, BLOCK_D,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -148,22 +227,14 @@ def layer_norm_backward_kernel(
         mask = m_row[:, None] & m_column[None, :]
         offset = (i_member * n_row + i_block * ROWS) * D + o_block  # [ROWS, BLOCK_D]
         b_grad = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32)
-        n = tl.load(z + offset, mask=mask, other=0.0).to(tl.float32)
-        p_stats = stats + i_member * n_row + o_row
-        rstd = tl.load(p_stats, mask=m_row, other=0.0)[:, None]
-        if not RMS:
-            mean = tl.load(p_stats + tl.num_programs(1).to(tl.int64) * n_row, mask=m_row, other=0.0)
-            n = tl.where(m_column[None, :], n - mean[:, None], 0.0)
-        n *= rstd
+        b_z = tl.load(z + offset, mask=mask, other=0.0).to(tl.float32)
+        n, rstd = rows_normed_again(
+            b_z, stats + i_member * n_row + o_row, tl.num_programs(1).to(tl.int64) * n_row, m_row, m_column, RMS
+        )
         grad_gain += b_grad * n
-        # loaded anew for each block, from the cache: kept, it would cost 16 registers a thread and spills
-        w = b_grad * tl.load(gain + i_member * gain_stride + o_column, mask=m_column, other=0.0).to(tl.float32)[None, :]
-        out = w - n * (tl.sum(w * n, axis=1) / D)[:, None]
-        if not RMS:
-            out -= (tl.sum(w, axis=1) / D)[:, None]
+        out = norm_rows_backward(b_grad, n, rstd, gain + i_member * gain_stride + o_column, m_column, D, RMS)
         if HAS_BIAS:
             grad_bias += b_grad
-        out *= rstd
         if HAS_ADD:
             out += tl.load(add + offset, mask=mask, other=0.0).to(tl.float32)
         tl.store(grad_z + offset, out.to(grad_z.dtype.element_ty), mask=mask)
@@ -240,6 +311,31 @@ def layer_norm_wide_backward_kernel(
 
 
 @triton.jit
+def sum_of_parts(parts, i_array, i_member, n_part, d, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sum over n_part of parts [A, M, n_part, d]: this program's COLUMNS of one array and member."""
+    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    parts += (i_array.to(tl.int64) * tl.num_programs(1) + i_member) * n_part * d
+    total = tl.zeros([PARTS, COLUMNS], tl.float32)
+    for start in range(0, n_part, PARTS):
+        o_part = start + tl.arange(0, PARTS)
+        mask = (o_part < n_part)[:, None] & (o_column < d)[None, :]
+        total += tl.load(parts + o_part[:, None] * d + o_column[None, :], mask=mask, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def sum_all_parts_kernel(
+    parts, gradient, places, n_part, d, gradient_stride, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """parts [A, M, n_part, d] summed over n_part; array a goes to column places[a] of gradient [M, any]."""
+    i_member, i_array = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    sums = sum_of_parts(parts, i_array, i_member, n_part, d, PARTS, COLUMNS)
+    p_out = gradient + i_member * gradient_stride + tl.load(places + i_array) + o_column
+    tl.store(p_out, sums.to(gradient.dtype.element_ty), mask=o_column < d)
+
+
+@triton.jit
 def sum_parts_kernel(
     parts, grad_gain, grad_bias, n_part, d, grad_gain_stride, grad_bias_stride,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -248,13 +344,7 @@ def sum_parts_kernel(
     i_member, i_array = tl.program_id(1).to(tl.int64), tl.program_id(2)
     o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < d
-    parts += (i_array.to(tl.int64) * tl.num_programs(1) + i_member) * n_part * d
-    total = tl.zeros([PARTS, COLUMNS], tl.float32)
-    for start in range(0, n_part, PARTS):
-        o_part = start + tl.arange(0, PARTS)
-        mask = (o_part < n_part)[:, None] & m_column[None, :]
-        total += tl.load(parts + o_part[:, None] * d + o_column[None, :], mask=mask, other=0.0)
-    sums = tl.sum(total, axis=0)
+    sums = sum_of_parts(parts, i_array, i_member, n_part, d, PARTS, COLUMNS)
     if i_array == 0:
         out = sums.to(grad_gain.dtype.element_ty)
         tl.store(grad_gain + i_member * grad_gain_stride + o_column, out, mask=m_column)
@@ -299,6 +389,33 @@ def layer_norm_forward(
     return normed, total, stats
 
 
+def backward_tile(n_row: int, d: int, target: str) -> Tile:
+    """4096 numbers a program: the parts to be summed later are few beside the rows."""
+    return Tile(4, 1024) if d > WIDEST_BLOCK else tile_for(n_row, d, 4096, target)
+
+
+def backward_parts(n_row: int, d: int, target: str) -> int:
+    """Into how many parts the backward deals a member's rows: two programs a multiprocessor."""
+    tile = backward_tile(n_row, d, target)
+    most = cdiv(2 * MULTIPROCESSORS.get(target, 132), cdiv(d, tile.BLOCK_D))
+    return max(1, min(cdiv(n_row, tile.ROWS), most))
+
+
+def sum_all_parts(parts: Tensor, gradient: Tensor, places: Tensor) -> None:
+    """Sums of many norms' parts [A, M, P, d], array a's to the d columns of gradient [M, any] that begin at places[a]."""
+    n_array, n_member, n_part, d = parts.shape
+    columns = 32
+    launch(
+        sum_all_parts_kernel,
+        (cdiv(d, columns), n_member, n_array),
+        parts, gradient, places, n_part, d, gradient.stride(0),
+        reads=[parts, places],
+        writes=[parts[:, :, 0]],
+        PARTS=min(64, triton.next_power_of_2(n_part)),
+        COLUMNS=columns,
+    )  # fmt: skip
+
+
 def layer_norm_backward(
     grad_normed: Tensor,
     z: Tensor,
@@ -307,29 +424,35 @@ def layer_norm_backward(
     add: Tensor | None = None,
     grad_gain: Tensor | None = None,
     grad_bias: Tensor | None = None,
+    parts: Tensor | None = None,
     *,
     has_bias: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(grad_z, grad_gain, grad_bias) of `layer_norm_forward`; those of the weights are written where they are given.
 
     z: what was normed, x or x + residual; add: the gradient of z by other paths. grad_gain, grad_bias: [M, d] of any member
-    stride and floating dtype; made in the gain's dtype where missing, the bias's if has_bias.
+    stride and floating dtype; made in the gain's dtype where missing, the bias's if has_bias. With `parts` [1 or 2, M, any, d]
+    float32 those are not formed: sums over parts of the rows are written there, for `sum_all_parts` of many norms.
     """
     n_member, n_row, d = z.shape
     rms, target = stats.shape[0] == 1, target_of(z.device)
     grad_z = torch.empty_like(z)
-    if grad_gain is None:
-        grad_gain = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
-    if grad_bias is None and has_bias:
-        grad_bias = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
-    has_bias = grad_bias is not None
+    alone = parts is None
+    if parts is not None:
+        has_bias = len(parts) == 2
+    else:
+        if grad_gain is None:
+            grad_gain = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
+        if grad_bias is None and has_bias:
+            grad_bias = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
+        has_bias = grad_bias is not None
     wide = d > WIDEST_BLOCK
-    # 4096 numbers a program: the parts to be summed later are few beside the rows
-    tile = Tile(4, 1024) if wide else tile_for(n_row, d, 4096, target)
+    tile = backward_tile(n_row, d, target)
     n_column_block = cdiv(d, tile.BLOCK_D)
-    n_part = max(1, min(cdiv(n_row, tile.ROWS), cdiv(2 * MULTIPROCESSORS.get(target, 132), n_column_block)))
-    if n_part > 1:
+    n_part = backward_parts(n_row, d, target) if parts is None else parts.shape[2]
+    if parts is None and n_part > 1:
         parts = torch.empty(1 + has_bias, n_member, n_part, d, dtype=torch.float32, device=z.device)
+    if parts is not None:
         gain_sum, bias_sum = parts[0], parts[-1] if has_bias else None
     else:
         gain_sum, bias_sum = grad_gain, grad_bias
@@ -348,7 +471,7 @@ def layer_norm_backward(
         num_warps=warps_for(tile.ROWS * tile.BLOCK_D, target),
         **tile._asdict(),
     )  # fmt: skip
-    if n_part > 1:
+    if alone and n_part > 1:
         columns = 32  # lines of 128 bytes, and enough programs at the usual widths
         launch(
             sum_parts_kernel,

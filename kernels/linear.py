@@ -18,7 +18,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+from pyscaling.kernels.launch import (
+    cdiv,
+    check,
+    check_first,
+    dot,
+    launch,
+    operator,
+    rows_contiguous,
+    target_of,
+    upcasts,
+)
+from pyscaling.kernels.layer_norm import (
+    Norm,
+    NormGradient,
+    norm_rows,
+    norm_rows_backward,
+    norm_tile_rows,
+    rows_normed_again,
+)
 
 
 class Tiles(NamedTuple):
@@ -29,6 +47,7 @@ class Tiles(NamedTuple):
     BLOCK_K: int
     num_warps: int
     num_stages: int
+    all_registers: bool = False  # see `launch`: without it a few bytes would spill
 
 
 def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str, *widths: int) -> Tiles:
@@ -40,15 +59,26 @@ def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str, *width
     if target == "interpreter":  # a program costs 2 ms whatever its size
         return Tiles(block(n_row, 64), block(n_column, 64), 32, 4, 1)
     if dtype == torch.float32:  # no tensor cores: with 8 sums a thread, operands and pointers fit beside them
-        return Tiles(block(n_row, 64), block(n_column, 32), 16, 8, 2)
+        return Tiles(block(n_row, 64), block(n_column, 32), 16, 8, 2, target == "sm_120")
     if any(width % 16 for width in widths):  # loads of one number each, whose addresses fill the registers
-        return Tiles(block(n_row, 64), block(n_column, 64), 32, 8, 2)
+        return Tiles(block(n_row, 64), block(n_column, 64), 32, 8, 2, True)
     M, N = block(n_row, 128), block(n_column, 128)
     warps = 8 if M * N >= 128 * 64 else 4  # at most 64 registers of sums a thread
     if target.startswith("gfx"):  # 64 KiB of LDS, and operands of 64 would spill
         return Tiles(M, N, 32, warps, 2)
     # Three stages of 32 KiB leave room for two programs; sm_120 holds 99 KiB.
     return Tiles(M, N, 64, warps, 2 if target == "sm_120" else 3)
+
+
+def norm_tiles_for(n_row: int, d: int, dtype: torch.dtype, target: str, *widths: int) -> Tiles:
+    """Tiles of whole rows of d numbers, so that a norm may follow."""
+    M, N = norm_tile_rows(n_row, d, dtype, target), max(16, triton.next_power_of_2(d))
+    if target == "interpreter":
+        return Tiles(M, N, 32, 4, 1)
+    if dtype == torch.float32 or any(width % 16 for width in widths):
+        return Tiles(M, N, 16, 8, 2, True)
+    # Two stages of (64 + 256) 64 numbers are 80 KiB: one program on sm_120, two on sm_90.
+    return Tiles(M, N, 32 if target.startswith("gfx") else 64, 8 if M * N >= 64 * 128 else 4, 2, True)
 
 
 @triton.jit
@@ -134,9 +164,29 @@ def store_weight_gradient(
 
 
 @triton.jit
+def norm_tile(
+    tile, gain, norm_bias, normed, stats, first_row, n_row, d, gain_stride, norm_bias_stride, eps,
+    RMS: tl.constexpr, NORM_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Norms a tile of whole rows, rounded as it is stored, of the member that program 1 tells."""
+    i_member = tl.program_id(1).to(tl.int64)
+    o_row, o_column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    m_row = first_row + o_row < n_row
+    row = i_member * n_row + first_row
+    norm_rows(
+        tile.to(normed.dtype.element_ty).to(tl.float32), gain + i_member * gain_stride,
+        norm_bias + i_member * norm_bias_stride, normed + row * d, o_row[:, None] * d + o_column[None, :],
+        stats + row + o_row, tl.num_programs(1).to(tl.int64) * n_row, eps, m_row, m_row[:, None] & (o_column < d)[None, :], d,
+        RMS, NORM_BIAS, BLOCK_D,
+    )  # fmt: skip
+
+
+@triton.jit
 def linear_forward_kernel(
     x, weight, bias, residual, out, n_row, d_in, d_out, weight_stride, bias_stride,
+    gain, norm_bias, normed, stats, gain_stride, norm_bias_stride, eps,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    HAS_NORM: tl.constexpr, RMS: tl.constexpr, NORM_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -153,12 +203,18 @@ def linear_forward_kernel(
         HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_tile(out + offset, tile, first_row, first_column, n_row, d_out, BLOCK_M, BLOCK_N)
+    if HAS_NORM:
+        norm_tile(
+            tile, gain, norm_bias, normed, stats, first_row, n_row, d_out, gain_stride, norm_bias_stride, eps,
+            RMS, NORM_BIAS, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit
 def linear_backward_kernel(
     grad_out, x, weight, grad_x, grad_weight, grad_bias, n_row, d_in, d_out, n_tile_x,
-    weight_stride, grad_weight_stride, grad_bias_stride, HAS_BIAS: tl.constexpr,
+    weight_stride, grad_weight_stride, grad_bias_stride, z, gain, stats, add, parts, gain_stride,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, RMS: tl.constexpr, NORM_BIAS: tl.constexpr,
     X_M: tl.constexpr, X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -171,6 +227,23 @@ def linear_backward_kernel(
             grad_out, d_out, 1, weight + i_member * weight_stride, 1, d_out, first_row, first_column,
             n_row, d_in, d_out, X_M, X_N, BLOCK_K, UPCAST,
         )  # fmt: skip
+        if HAS_NORM:  # a tile holds whole rows: i_tile counts blocks of them, and parts
+            o_row, o_column = tl.arange(0, X_M), tl.arange(0, X_N)
+            m_row, m_column = first_row + o_row < n_row, o_column < d_in
+            mask = m_row[:, None] & m_column[None, :]
+            row = i_member * n_row + first_row
+            offset = row * d_in + (o_row[:, None] * d_in + o_column[None, :])  # [X_M, X_N]
+            b_z = tl.load(z + offset, mask=mask, other=0.0).to(tl.float32)
+            p_part = parts + (i_member * n_tile_x + i_tile) * d_in + o_column
+            if NORM_BIAS:
+                p_bias = p_part + tl.num_programs(1).to(tl.int64) * n_tile_x * d_in
+                tl.store(p_bias, tl.sum(tile, axis=0), mask=m_column)
+            n, rstd = rows_normed_again(
+                b_z, stats + row + o_row, tl.num_programs(1).to(tl.int64) * n_row, m_row, m_column, RMS
+            )
+            tl.store(p_part, tl.sum(tile * n, axis=0), mask=m_column)
+            tile = norm_rows_backward(tile, n, rstd, gain + i_member * gain_stride + o_column, m_column, d_in, RMS)
+            tile += tl.load(add + offset, mask=mask, other=0.0).to(tl.float32)
         store_tile(grad_x + i_member * n_row * d_in, tile, first_row, first_column, n_row, d_in, X_M, X_N)
     else:
         n_tile = tl.cdiv(d_out, W_N)
@@ -184,23 +257,48 @@ def linear_backward_kernel(
         )  # fmt: skip
 
 
-def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-    """x W + b (+ residual): x [M, R, K] contiguous, weight [M, K, N] and bias [M, N] of any member stride -> [M, R, N]."""
+def norm_arguments(norm: Norm | None, like: Tensor) -> tuple[tuple[Any, ...], dict[str, bool]]:
+    """What kernels that end in `norm_tile` are given; `like` stands for the tensors of no norm."""
+    if norm is None:
+        return (like, like, like, like, 0, 0, 0.0), {"HAS_NORM": False, "RMS": False, "NORM_BIAS": False}
+    gain, bias, normed, stats, eps = norm
+    arguments = (
+        gain,
+        gain if bias is None else bias,
+        normed,
+        stats,
+        gain.stride(0),
+        0 if bias is None else bias.stride(0),
+        eps,
+    )
+    return arguments, {"HAS_NORM": True, "RMS": stats.shape[0] == 1, "NORM_BIAS": bias is not None}
+
+
+def linear_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, norm: Norm | None = None
+) -> Tensor:
+    """x W + b (+ residual): x [M, R, K] contiguous, weight [M, K, N] and bias [M, N] of any member stride -> [M, R, N].
+
+    norm: what to norm the result by, too, if N <= WIDEST_TILE.
+    """
     n_member, n_row, d_in = x.shape
     d_out = weight.shape[2]
     out = x.new_empty(n_member, n_row, d_out)
-    tiles = tiles_for(n_row, d_out, x.dtype, target_of(x.device), d_in, d_out)
+    tiles_of = tiles_for if norm is None else norm_tiles_for
+    tiles = tiles_of(n_row, d_out, x.dtype, target_of(x.device), d_in, d_out)
+    normed, constants = norm_arguments(norm, x)
     launch(
         linear_forward_kernel,
         (cdiv(n_row, tiles.BLOCK_M) * cdiv(d_out, tiles.BLOCK_N), n_member),
         x, weight, bias if bias is not None else x, residual if residual is not None else x, out,
-        n_row, d_in, d_out, weight.stride(0), bias.stride(0) if bias is not None else 0,
-        reads=[x, weight, bias, residual],
-        writes=[out],
+        n_row, d_in, d_out, weight.stride(0), bias.stride(0) if bias is not None else 0, *normed,
+        reads=[x, weight, bias, residual, *(norm[:2] if norm is not None else ())],
+        writes=[out, *(norm[2:4] if norm is not None else ())],
         flops=2 * n_member * n_row * d_in * d_out,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         UPCAST=upcasts(x.dtype),
+        **constants,
         **tiles._asdict(),
     )  # fmt: skip
     return out
@@ -212,10 +310,14 @@ def linear_backward(
     weight: Tensor,
     grad_weight: Tensor | None = None,
     grad_bias: Tensor | None = None,
+    norm: NormGradient | None = None,
     *,
     has_bias: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(grad_x, grad_weight, grad_bias) of `linear_forward`; those of the weights are written where they are given."""
+    """(grad_x, grad_weight, grad_bias) of `linear_forward`; those of the weights are written where they are given.
+
+    norm: the norm that made x of z, if K <= WIDEST_TILE; grad_x is then the gradient of z.
+    """
     n_member, n_row, d_in = x.shape
     d_out = weight.shape[2]
     grad_x = torch.empty_like(x)
@@ -224,7 +326,7 @@ def linear_backward(
     if grad_bias is None and has_bias:
         grad_bias = torch.empty(n_member, d_out, dtype=weight.dtype, device=x.device)
     target = target_of(x.device)
-    of_x = tiles_for(n_row, d_in, x.dtype, target, d_in, d_out)
+    of_x = (tiles_for if norm is None else norm_tiles_for)(n_row, d_in, x.dtype, target, d_in, d_out)
     of_weight = tiles_for(d_in, d_out, x.dtype, target, d_in, d_out)
     n_tile_x = cdiv(n_row, of_x.BLOCK_M) * cdiv(d_in, of_x.BLOCK_N)
     launch(
@@ -232,10 +334,14 @@ def linear_backward(
         (n_tile_x + cdiv(d_in, of_weight.BLOCK_M) * cdiv(d_out, of_weight.BLOCK_N), n_member),
         grad_out, x, weight, grad_x, grad_weight, grad_bias if has_bias else x, n_row, d_in, d_out, n_tile_x,
         weight.stride(0), grad_weight.stride(0), grad_bias.stride(0) if grad_bias is not None else 0,
-        reads=[grad_out, x, weight],
-        writes=[grad_x, grad_weight, grad_bias if has_bias else None],
+        *(norm if norm is not None else [x] * 5), norm.gain.stride(0) if norm is not None else 0,
+        reads=[grad_out, x, weight, *(norm[:4] if norm is not None else ())],
+        writes=[grad_x, grad_weight, grad_bias if has_bias else None, norm.parts if norm is not None else None],
         flops=4 * n_member * n_row * d_in * d_out,
         HAS_BIAS=has_bias,
+        HAS_NORM=norm is not None,
+        RMS=norm is not None and norm.stats.shape[0] == 1,
+        NORM_BIAS=norm is not None and norm.parts.shape[0] == 2,
         X_M=of_x.BLOCK_M,
         X_N=of_x.BLOCK_N,
         W_M=of_weight.BLOCK_M,
@@ -244,6 +350,7 @@ def linear_backward(
         UPCAST=upcasts(x.dtype),
         num_warps=max(of_x.num_warps, of_weight.num_warps),
         num_stages=of_x.num_stages,
+        all_registers=of_x.all_registers or of_weight.all_registers,
     )  # fmt: skip
     return grad_x, grad_weight, grad_bias
 
@@ -290,8 +397,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
     check("residual", residual, (*x.shape[:2], weight.shape[2]), x)
     residual = residual.contiguous() if residual is not None else None
     return linear_op(x.contiguous(), rows_contiguous(weight), rows_contiguous(bias), residual)
-
-
-def rows_contiguous(tensor: Any) -> Any:
-    """The tensor, or a copy unless each member's part of it is contiguous."""
-    return tensor if tensor is None or tensor[0].is_contiguous() else tensor.contiguous()

@@ -7,10 +7,11 @@ What is kept for the backward is u = x W_up + b_up alone: act(u) is formed again
 instructions a number and saves writing and reading R F of them. The product with W_down takes act(u) as its operand; the
 gradient of u is the epilogue of dout W_down^T.
 
-Launches: 2 forward (u; out), 2 backward (du, dW_down, db_down; dx, dW_up, db_up). Programs of the first backward launch
-have two jobs by index: tiles of du, and tiles of dW_down. Each output element has one writer.
-Bytes at least, of an item size s and U columns of u (F or 2 F): forward s (2 R U + 3 R d) + the weights, backward
-s (4 R U + 3 R d) + the weights twice.
+Launches: 1 forward where rows of x and out are at most 256 wide (a program holds whole rows of out and forms u by the way),
+else 2 (u; out); 2 backward (du, dW_down, db_down; dx, dW_up, db_up). Programs of the first backward launch have two jobs
+by index: tiles of du, and tiles of dW_down. Each output element has one writer.
+Bytes at least, of an item size s and U columns of u (F or 2 F): forward s (R U + 3 R d) + the weights, with 2 launches
+s (2 R U + 3 R d); backward s (4 R U + 3 R d) + the weights twice.
 
 Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
 """
@@ -22,13 +23,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+from pyscaling.kernels.launch import (
+    cdiv,
+    check,
+    check_first,
+    dot,
+    launch,
+    operator,
+    rows_contiguous,
+    target_of,
+    upcasts,
+)
+from pyscaling.kernels.layer_norm import WIDEST_TILE, Norm, NormGradient
 from pyscaling.kernels.linear import (
+    Tiles,
     add_bias_and_residual,
     linear_backward,
     linear_forward,
     matmul_tile,
-    rows_contiguous,
+    norm_arguments,
+    norm_tile,
+    norm_tiles_for,
     store_tile,
     store_weight_gradient,
     tiles_for,
@@ -82,6 +97,99 @@ def activated_matmul_tile(
         u += BLOCK_K * u_inner_stride
         b_pointer += BLOCK_K * b_inner_stride
     return total
+
+
+@triton.jit
+def up_tile(
+    b_x, x, weight, bias, u, first_row, first_column, n_row, d_in, n_column, u_width,
+    HAS_BIAS: tl.constexpr, HELD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile of x W + b, columns below n_column, as it is stored in u; b_x [BLOCK_M, BLOCK_D]: x's whole rows, if HELD."""
+    o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
+    m_column = first_column + o_column < n_column
+    if HELD:
+        p_weight = weight + first_column + o_inner[:, None] * u_width + o_column[None, :]
+        b_w = tl.load(p_weight, mask=(o_inner < d_in)[:, None] & m_column[None, :], other=0.0)  # [BLOCK_D, BLOCK_F]
+        tile = dot(b_x, b_w, tl.zeros([BLOCK_M, BLOCK_F], tl.float32), UPCAST)
+    else:
+        tile = matmul_tile(
+            x,
+            d_in,
+            1,
+            weight,
+            u_width,
+            1,
+            first_row,
+            first_column,
+            n_row,
+            u_width,
+            d_in,
+            BLOCK_M,
+            BLOCK_F,
+            BLOCK_K,
+            UPCAST,
+        )
+    if HAS_BIAS:
+        tile += tl.load(bias + first_column + o_column, mask=m_column, other=0.0).to(tl.float32)[None, :]
+    stored = tile.to(u.dtype.element_ty)
+    p_u = u + tl.cast(first_row, tl.int64) * u_width + first_column + o_row[:, None] * u_width + o_column[None, :]
+    tl.store(p_u, stored, mask=(first_row + o_row < n_row)[:, None] & m_column[None, :])
+    return stored.to(tl.float32)
+
+
+@triton.jit
+def mlp_forward_kernel(
+    x, up, up_bias, down, down_bias, residual, u, out, n_row, d_in, d_ff, d_model, u_width,
+    up_stride, up_bias_stride, down_stride, down_bias_stride, gain, norm_bias, normed, stats, gain_stride, norm_bias_stride, eps,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    HAS_NORM: tl.constexpr, RMS: tl.constexpr, NORM_BIAS: tl.constexpr, HELD: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Rows of u and of out: BLOCK_F columns of u at a time, whose activations go into the sum at once."""
+    first_row, i_member = tl.program_id(0) * BLOCK_M, tl.program_id(1).to(tl.int64)
+    x += i_member * n_row * d_in
+    u += i_member * n_row * u_width
+    up += i_member * up_stride
+    up_bias += i_member * up_bias_stride
+    down += i_member * down_stride
+    o_row, o_inner, o_ff, o_column = (
+        tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_N)
+    )  # fmt: skip
+    b_x = 0.0
+    if HELD:
+        p_x = x + tl.cast(first_row, tl.int64) * d_in + o_row[:, None] * d_in + o_inner[None, :]
+        b_x = tl.load(p_x, mask=(first_row + o_row < n_row)[:, None] & (o_inner < d_in)[None, :], other=0.0)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, d_ff, BLOCK_F):
+        gate = up_tile(
+            b_x, x, up, up_bias, u, first_row, start, n_row, d_in, d_ff, u_width,
+            HAS_BIAS, HELD, BLOCK_M, BLOCK_F, BLOCK_D, BLOCK_K, UPCAST,
+        )  # fmt: skip
+        b_h, _ = activation_and_slope(gate, ACTIVATION)
+        if GATED:
+            b_h *= up_tile(
+                b_x, x, up, up_bias, u, first_row, d_ff + start, n_row, d_in, u_width, u_width,
+                HAS_BIAS, HELD, BLOCK_M, BLOCK_F, BLOCK_D, BLOCK_K, UPCAST,
+            )  # fmt: skip
+        m_ff = start + o_ff < d_ff
+        p_down = down + (start + o_ff)[:, None] * d_model + o_column[None, :]
+        b_down = tl.load(p_down, mask=m_ff[:, None] & (o_column < d_model)[None, :], other=0.0)  # [BLOCK_F, BLOCK_N]
+        if not UPCAST:
+            b_h = b_h.to(b_down.dtype)
+        total = dot(b_h, b_down, total, UPCAST)
+    offset = i_member * n_row * d_model
+    total = add_bias_and_residual(
+        total, down_bias + i_member * down_bias_stride, residual + offset, first_row, 0, n_row, d_model,
+        HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    store_tile(out + offset, total, first_row, 0, n_row, d_model, BLOCK_M, BLOCK_N)
+    if HAS_NORM:
+        norm_tile(
+            total, gain, norm_bias, normed, stats, first_row, n_row, d_model, gain_stride, norm_bias_stride, eps,
+            RMS, NORM_BIAS, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -147,13 +255,55 @@ def down_backward_kernel(
         )  # fmt: skip
 
 
+def _whole_tiles(
+    n_row: int, d_in: int, d_model: int, dtype: torch.dtype, target: str, u_width: int, gated: bool
+) -> tuple[Tiles, int]:
+    """Tiles of whole rows of out, and how many columns of u to form at a time: of a gated one half, for there are two."""
+    tiles = norm_tiles_for(n_row, d_model, dtype, target, d_in, d_model, u_width)
+    if target == "interpreter" or dtype == torch.float32:  # x is read from the cache for each tile of u
+        return tiles, 32
+    columns = 32 if target.startswith("gfx") or target == "sm_120" else 64
+    return tiles, columns // 2 if gated else columns
+
+
 def mlp_forward(
     x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, residual: Tensor | None,
-    activation: str,
+    activation: str, norm: Norm | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(out, u) of the MLP; u is what `mlp_backward` needs. Weights may have any member stride."""
-    n_member, n_row, _ = x.shape
+    """(out, u) of the MLP; u is what `mlp_backward` needs. Weights may have any member stride.
+
+    norm: what to norm out by, too, if out has at most WIDEST_TILE columns.
+    """
+    n_member, n_row, d_in = x.shape
     _, d_ff, d_model = down.shape
+    if max(d_in, d_model) <= WIDEST_TILE:
+        u, out = x.new_empty(n_member, n_row, up.shape[2]), x.new_empty(n_member, n_row, d_model)
+        gated, target = activation in _GATED, target_of(x.device)
+        tiles, columns = _whole_tiles(n_row, d_in, d_model, x.dtype, target, u.shape[2], gated)
+        normed, constants = norm_arguments(norm, x)
+        launch(
+            mlp_forward_kernel,
+            (cdiv(n_row, tiles.BLOCK_M), n_member),
+            x, up, up_bias if up_bias is not None else x, down, down_bias if down_bias is not None else x,
+            residual if residual is not None else x, u, out, n_row, d_in, d_ff, d_model, u.shape[2],
+            up.stride(0), up_bias.stride(0) if up_bias is not None else 0,
+            down.stride(0), down_bias.stride(0) if down_bias is not None else 0, *normed,
+            reads=[x, up, up_bias, down, down_bias, residual, *(norm[:2] if norm is not None else ())],
+            writes=[u, out, *(norm[2:4] if norm is not None else ())],
+            flops=2 * n_member * n_row * (d_in * u.shape[2] + d_ff * d_model),
+            HAS_BIAS=down_bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            ACTIVATION=activation,
+            GATED=activation in _GATED,
+            HELD=x.dtype != torch.float32,
+            BLOCK_F=columns,
+            BLOCK_D=max(16, triton.next_power_of_2(d_in)),
+            UPCAST=upcasts(x.dtype),
+            **constants,
+            **tiles._asdict(),
+        )  # fmt: skip
+        return out, u
+    assert norm is None, "a norm follows a product whose tiles hold whole rows"
     u = linear_forward(x, up, up_bias)
     out = x.new_empty(n_member, n_row, d_model)
     tiles = tiles_for(n_row, d_model, x.dtype, target_of(x.device), u.shape[2], d_model)
@@ -178,10 +328,13 @@ def mlp_forward(
 def mlp_backward(
     grad_out: Tensor, x: Tensor, up: Tensor, down: Tensor, u: Tensor, activation: str,
     grad_up: Tensor | None = None, grad_up_bias: Tensor | None = None,
-    grad_down: Tensor | None = None, grad_down_bias: Tensor | None = None,
+    grad_down: Tensor | None = None, grad_down_bias: Tensor | None = None, norm: NormGradient | None = None,
     *, has_bias: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
-    """(grad_x, grad_up, grad_up_bias, grad_down, grad_down_bias); those of the weights are written where they are given."""
+    """(grad_x, grad_up, grad_up_bias, grad_down, grad_down_bias); those of the weights are written where they are given.
+
+    norm: the norm that made x of z, as in `linear_backward`; grad_x is then the gradient of z.
+    """
     n_member, n_row, _ = x.shape
     _, d_ff, d_model = down.shape
     grad_u = torch.empty_like(u)
@@ -190,8 +343,8 @@ def mlp_backward(
     if grad_down_bias is None and has_bias:
         grad_down_bias = torch.empty(n_member, d_model, dtype=down.dtype, device=x.device)
     target = target_of(x.device)
-    # Gate and value beside the sums: half a tile, or registers spill.
-    widest = 64 if activation in _GATED else 128
+    # Gate and value beside the sums, or what erf takes: half a tile, or registers spill.
+    widest = 128 if activation == "gelu" else 64
     of_u, of_weight = (
         tiles_for(n_row, min(d_ff, widest), x.dtype, target, u.shape[2], d_model),
         tiles_for(d_ff, min(d_model, widest), x.dtype, target, u.shape[2], d_model),
@@ -217,8 +370,9 @@ def mlp_backward(
         UPCAST=upcasts(x.dtype),
         num_warps=max(of_u.num_warps, of_weight.num_warps),
         num_stages=of_u.num_stages,
+        all_registers=of_u.all_registers,
     )  # fmt: skip
-    grad_x, grad_up, grad_up_bias = linear_backward(grad_u, x, up, grad_up, grad_up_bias, has_bias=has_bias)
+    grad_x, grad_up, grad_up_bias = linear_backward(grad_u, x, up, grad_up, grad_up_bias, norm, has_bias=has_bias)
     return grad_x, grad_up, grad_up_bias, grad_down, grad_down_bias
 
 

@@ -2,8 +2,9 @@
 
 The same weights, the same function as FleetTransformer; what differs is what moves. Each operation is one launch for all
 members, gradients go straight to their place in `gradient`, the residual stream's gradient is added within the norms'
-backward, and nothing is kept for the backward that is cheaper to form again. No autograd, no host synchronisation: a step
-may be captured in a CUDA graph.
+backward, and nothing is kept for the backward that is cheaper to form again. Up to d_model 256 a norm is no launch of its
+own: the product that writes the residual stream norms it, the product that forms the gradient of the normed takes it
+through the norm. No autograd, no host synchronisation: a step may be captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,17 @@ from torch import Tensor
 from pyscaling.accounting import Shape
 from pyscaling.kernels.attention import attention_backward, attention_forward
 from pyscaling.kernels.embedding import embedding_backward, embedding_forward
-from pyscaling.kernels.layer_norm import layer_norm_backward, layer_norm_forward
+from pyscaling.kernels.launch import target_of
+from pyscaling.kernels.layer_norm import (
+    WIDEST_TILE,
+    Norm,
+    NormGradient,
+    backward_parts,
+    layer_norm_backward,
+    layer_norm_forward,
+    norm_tile_rows,
+    sum_all_parts,
+)
 from pyscaling.kernels.linear import linear_backward, linear_forward
 from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
 from pyscaling.kernels.mlp import mlp_backward, mlp_forward
@@ -57,13 +68,24 @@ class FusedTransformer(FleetTransformer):
         self.low = self.flat.to(dtype) if dtype != torch.float32 else None
         self._weights: dict[str, Tensor] = {}
         self._gradient_of: dict[str, Tensor] = {}
+        self._norms = [f"{i}.{kind}_norm" for i in range(shape.n_layer) for kind in ("attention", "mlp")] + [
+            "final_norm"
+        ]
+        self._rms, self._norm_bias = shape.norm == "rmsnorm", "final_norm_bias" in self.parameters
+        self._norm_in_product = shape.d_model <= WIDEST_TILE
+        starts: dict[str, int] = {}
         start = 0
         for (name, parameter), gradient in zip(self.parameters.items(), self._gradients, strict=True):
             size = parameter[0].numel()
             source = self.flat if self.low is None else self.low
             self._weights[name] = source[:, start : start + size].view(parameter.shape)
             self._gradient_of[name] = gradient
+            starts[name] = start
             start += size
+        kinds = ("gain", "bias") if self._norm_bias else ("gain",)
+        places = [starts[f"{norm}_{kind}"] for norm in self._norms for kind in kinds]
+        self._norm_places = torch.tensor(places, dtype=torch.int64, device=device)
+        self._mean: Tensor | None = None  # 1 / R for each token, kept while R stays
 
     def refresh(self) -> None:
         """Renews the copy of the weights in the activations' dtype."""
@@ -88,15 +110,27 @@ class FusedTransformer(FleetTransformer):
     def _head(self) -> Tensor:
         return self._weights["token_embedding"].mT if self.shape.tied else self._weights["head"]
 
+    def _norm_of(self, x: Tensor, name: str) -> Norm:
+        """The norm of rows like x, its outputs not written yet."""
+        stats = torch.empty(1 if self._rms else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
+        gain, bias = self._weights[f"{name}_gain"], self._weights.get(f"{name}_bias")
+        return Norm(gain, bias, torch.empty_like(x), stats)
+
     def _normed(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         gain, bias = self._weights[f"{name}_gain"], self._weights.get(f"{name}_bias")
-        normed, _, stats = layer_norm_forward(x, gain, bias, rms=self.shape.norm == "rmsnorm")
+        normed, _, stats = layer_norm_forward(x, gain, bias, rms=self._rms)
         return normed, stats
 
-    def _norm_backward(self, grad: Tensor, x: Tensor, stats: Tensor, name: str, add: Tensor | None) -> Tensor:
-        grad_gain, grad_bias = self._gradient_of[f"{name}_gain"], self._gradient_of.get(f"{name}_bias")
-        gain = self._weights[f"{name}_gain"]
-        return layer_norm_backward(grad, x, gain, stats, add, grad_gain, grad_bias, has_bias=grad_bias is not None)[0]
+    def _norm_parts(self, like: Tensor) -> Tensor:
+        """[norms, 1 or 2, M, P, d]: each norm's gradients of gain and bias, summed over parts of the rows."""
+        n_member, n_row, d = like.shape
+        target = target_of(like.device)
+        if self._norm_in_product:
+            n_part = -(-n_row // norm_tile_rows(n_row, d, like.dtype, target))
+        else:
+            n_part = backward_parts(n_row, d, target)
+        size = (len(self._norms), 1 + self._norm_bias, n_member, n_part, d)
+        return torch.empty(size, dtype=torch.float32, device=like.device)
 
     def _attention_options(self) -> dict[str, Any]:
         rope_base = self.shape.rope_base if self.shape.position == "rope" else None
@@ -116,22 +150,25 @@ class FusedTransformer(FleetTransformer):
         if length > shape.context:
             raise ValueError(f"tokens hold sequences of {length}, the model's context is {shape.context}.")
         x = embedding_forward(tokens, w["token_embedding"], w.get("position_embedding"))  # [M, R, d]
+        h, attention_stats = self._normed(x, self._norms[0])
         blocks = []
         for i in range(shape.n_layer):
-            h, attention_stats = self._normed(x, f"{i}.attention_norm")
+            mlp_norm, next_norm = self._norms[2 * i + 1 : 2 * i + 3]
             qkv = linear_forward(h, w[f"{i}.qkv"], w.get(f"{i}.qkv_bias"))
             out, lse = attention_forward(*self._heads(qkv, n_sequence), **self._attention_options())
             mixed = out.transpose(1, 2).reshape(x.shape)  # a view
-            middle = linear_forward(mixed, w[f"{i}.out"], w.get(f"{i}.out_bias"), x)
-            g, mlp_stats = self._normed(middle, f"{i}.mlp_norm")
+            norm = self._norm_of(x, mlp_norm) if self._norm_in_product else None
+            middle = linear_forward(mixed, w[f"{i}.out"], w.get(f"{i}.out_bias"), x, norm)
+            g, mlp_stats = (norm.normed, norm.stats) if norm is not None else self._normed(middle, mlp_norm)
+            norm = self._norm_of(x, next_norm) if self._norm_in_product else None
             after, u = mlp_forward(
-                g, w[f"{i}.up"], w.get(f"{i}.up_bias"), w[f"{i}.down"], w.get(f"{i}.down_bias"), middle, shape.mlp
+                g, w[f"{i}.up"], w.get(f"{i}.up_bias"), w[f"{i}.down"], w.get(f"{i}.down_bias"), middle, shape.mlp, norm
             )
             if keep:
                 blocks.append(_Block(x, attention_stats, h, qkv, mixed, lse, middle, mlp_stats, g, u))
             x = after
-        h, stats = self._normed(x, "final_norm")
-        return h, x, stats, blocks
+            h, attention_stats = (norm.normed, norm.stats) if norm is not None else self._normed(x, next_norm)
+        return h, x, attention_stats, blocks
 
     def _forward(self, tokens: Tensor, keep: bool = False) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Per-token losses and lse [M, R], and what the backward needs."""
@@ -144,17 +181,30 @@ class FusedTransformer(FleetTransformer):
         h, x, stats, blocks, targets = kept
         shape, w, of = self.shape, self._weights, self._gradient_of
         n_sequence = tokens.shape[1]
-        scale = torch.full_like(lse, 1.0 / lse.shape[1])
+        if self._mean is None or self._mean.shape != lse.shape:
+            self._mean = torch.full_like(lse, 1.0 / lse.shape[1])
         head_gradient = of["token_embedding"].mT if shape.tied else of["head"]
-        grad, _ = linear_cross_entropy_backward(scale, h, self._head(), targets, lse, grad_weight=head_gradient)
-        grad = self._norm_backward(grad, x, stats, "final_norm", None)
+        grad, _ = linear_cross_entropy_backward(self._mean, h, self._head(), targets, lse, grad_weight=head_gradient)
+        parts = self._norm_parts(x)
+        grad, *_ = layer_norm_backward(grad, x, w["final_norm_gain"], stats, parts=parts[-1])
+
+        def through(name: str, z: Tensor, stats: Tensor, add: Tensor, parts: Tensor) -> tuple[Any, Any]:
+            """What takes a gradient through the norm: within a product, or after it."""
+            gain = w[f"{name}_gain"]
+            if self._norm_in_product:
+                return NormGradient(z, gain, stats, add, parts), lambda grad: grad
+            return None, lambda grad: layer_norm_backward(grad, z, gain, stats, add, parts=parts)[0]
+
         for i in reversed(range(shape.n_layer)):
             block = blocks.pop()
+            attention_norm, mlp_norm = self._norms[2 * i : 2 * i + 2]
+            norm, after = through(mlp_norm, block.middle, block.mlp_stats, grad, parts[2 * i + 1])
             grad_g, *_ = mlp_backward(
                 grad, block.g, w[f"{i}.up"], w[f"{i}.down"], block.u, shape.mlp,
-                of[f"{i}.up"], of.get(f"{i}.up_bias"), of[f"{i}.down"], of.get(f"{i}.down_bias"), has_bias=shape.bias,
+                of[f"{i}.up"], of.get(f"{i}.up_bias"), of[f"{i}.down"], of.get(f"{i}.down_bias"), norm,
+                has_bias=shape.bias,
             )  # fmt: skip
-            grad = self._norm_backward(grad_g, block.middle, block.mlp_stats, f"{i}.mlp_norm", grad)
+            grad = after(grad_g)
             grad_mixed, _, _ = linear_backward(
                 grad, block.mixed, w[f"{i}.out"], of[f"{i}.out"], of.get(f"{i}.out_bias"), has_bias=shape.bias
             )
@@ -166,10 +216,12 @@ class FusedTransformer(FleetTransformer):
                 grad_mixed.view(by_head).transpose(1, 2), q, k, v, block.mixed.view(by_head).transpose(1, 2), block.lse,
                 **self._attention_options(), grad_q=grad_q, grad_k=grad_k, grad_v=grad_v,
             )  # fmt: skip
+            norm, after = through(attention_norm, block.x, block.attention_stats, grad, parts[2 * i])
             grad_h, _, _ = linear_backward(
-                grad_qkv, block.h, w[f"{i}.qkv"], of[f"{i}.qkv"], of.get(f"{i}.qkv_bias"), has_bias=shape.bias
+                grad_qkv, block.h, w[f"{i}.qkv"], of[f"{i}.qkv"], of.get(f"{i}.qkv_bias"), norm, has_bias=shape.bias
             )
-            grad = self._norm_backward(grad_h, block.x, block.attention_stats, f"{i}.attention_norm", grad)
+            grad = after(grad_h)
+        sum_all_parts(parts.flatten(0, 1), self.gradient, self._norm_places)
         embedding_backward(
             grad, tokens[:, :, :-1], shape.vocab_size, of["token_embedding"], of.get("position_embedding"),
             accumulate=shape.tied,

@@ -5,6 +5,7 @@ import torch
 
 from pyscaling.kernels import reference
 from pyscaling.kernels.launch import compiled_for, observers
+from pyscaling.kernels.layer_norm import Norm, NormGradient, layer_norm_backward, layer_norm_forward, norm_tile_rows
 from pyscaling.kernels.linear import linear, linear_backward, linear_forward, tiles_for
 from pyscaling.kernels.mlp import ACTIVATIONS, mlp, mlp_backward, mlp_forward
 
@@ -185,18 +186,56 @@ def test_traceable() -> None:
     torch.library.opcheck(torch.ops.pyscaling.mlp_op, (*mlp_case(1, 5, 4, 6, "gelu", SINGLE), "gelu"))
 
 
+@pytest.mark.parametrize("dtype", [SINGLE, HALF])
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize(("n_row", "d"), [(70, 24), (5, 100)])
+def test_a_norm_within_a_product_is_the_norm_after_it(n_row: int, d: int, rms: bool, dtype: torch.dtype) -> None:
+    """Forward of both products to a rounding; the backward takes the gradient before it is rounded."""
+    x, up, down, bias, residual, gain, norm_bias, grad, add = (
+        random(2, *size, seed=k, dtype=dtype, scale=size[0] ** -0.5 if k in (1, 2) else 1.0).detach()
+        for k, size in enumerate([(n_row, d), (d, 40), (40, d), (d,), (n_row, d), (d,), (d,), (n_row, 40), (n_row, d)])
+    )
+    norm_bias = None if rms else norm_bias
+    eps = torch.finfo(dtype).eps
+    for product in (
+        lambda norm: linear_forward(grad, down, bias, residual, norm),
+        lambda norm: mlp_forward(x, up, x.new_zeros(2, 40), down, bias, residual, "gelu", norm)[0],
+    ):
+        norm = Norm(gain, norm_bias, torch.empty_like(x), torch.empty(1 if rms else 2, 2, n_row))
+        out = product(norm)
+        normed, _, stats = layer_norm_forward(out, gain, norm_bias, rms=rms)
+        torch.testing.assert_close(out, product(None), rtol=0, atol=4 * eps * float(out.abs().max()))  # other tiles
+        torch.testing.assert_close(norm.normed, normed, rtol=0, atol=4 * eps * float(normed.abs().max()))
+        torch.testing.assert_close(norm.stats, stats, rtol=1e-5, atol=1e-6)
+    normed, _, stats = layer_norm_forward(residual, gain, norm_bias, rms=rms)
+    for product in (
+        lambda norm: linear_backward(grad, normed, up, norm=norm, has_bias=False)[:2],
+        lambda norm: mlp_backward(add, normed, up, down, grad, "gelu", norm=norm, has_bias=False)[:2],
+    ):
+        parts = torch.empty(1 if rms else 2, 2, -(-n_row // norm_tile_rows(n_row, d, dtype, "interpreter")), d)
+        grad_z, grad_weight = product(NormGradient(residual, gain, stats, add, parts))
+        grad_normed, alone = product(None)
+        truth, *of_weights = layer_norm_backward(grad_normed, residual, gain, stats, add, has_bias=not rms)
+        torch.testing.assert_close(grad_z, truth, rtol=0, atol=8 * eps * float(truth.abs().max()))
+        torch.testing.assert_close(grad_weight, alone, rtol=0, atol=4 * eps * float(alone.abs().max()))
+        for ours, exact in zip(parts.sum(2), of_weights, strict=False):
+            torch.testing.assert_close(ours, exact.float(), rtol=0, atol=8 * eps * float(exact.abs().max()))
+
+
 def test_launches() -> None:
-    """One forward and one backward of a linear layer, two and two of an MLP, of any number of members."""
+    """One forward and one backward of a linear layer, one and two of an MLP, two and two of a wide one; any members."""
     seen: list[str] = []
     observers.append(lambda record: seen.append(record.kernel.fn.__name__))
     try:
         x, w = torch.empty(16, 64, 32, device="meta"), torch.empty(16, 32, 128, device="meta")
         linear_backward(linear_forward(x, w), x, w, has_bias=False)
         assert len(seen) == 2
-        down = torch.empty(16, 128, 32, device="meta")
-        out, u = mlp_forward(x, w, None, down, None, x, "gelu")
-        mlp_backward(out, x, w, down, u, "gelu", has_bias=False)
-        assert len(seen) == 6
+        for width, launches in ((32, 3), (257, 4)):
+            seen.clear()
+            x, up, down = (torch.empty(16, *size, device="meta") for size in ((64, width), (width, 128), (128, width)))
+            out, u = mlp_forward(x, up, None, down, None, x, "gelu")
+            mlp_backward(out, x, up, down, u, "gelu", has_bias=False)
+            assert len(seen) == launches
     finally:
         observers.pop()
 

@@ -1,10 +1,13 @@
 """The fused transformer is the plain one: losses, gradients, steps; in Triton's interpreter where there is no GPU."""
 
+import importlib
+
 import pytest
 import torch
 
 from pyscaling.accounting import Shape
 from pyscaling.kernels.launch import observers
+from pyscaling.models import fused as fused_module
 from pyscaling.models.fused import FusedTransformer
 from pyscaling.models.transformer import FleetTransformer
 from pyscaling.training.optimizer import FleetAdamW, FusedAdamW
@@ -14,6 +17,7 @@ RECIPE = Shape(
     16, 1, 2, context=12, vocab_size=40, position="rope", norm="rmsnorm", tied=False, bias=False, qk_norm=True, rope_base=100.0,
     mlp="swiglu",
 )  # fmt: skip
+mlp_module = importlib.import_module("pyscaling.kernels.mlp")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -33,8 +37,12 @@ def randomised(model: FleetTransformer) -> FleetTransformer:
     return model
 
 
+@pytest.mark.parametrize("norms", ["in products", "alone"])
 @pytest.mark.parametrize("shape", [GPT2, RECIPE], ids=["gpt2", "recipe"])
-def test_loss_and_gradient(shape: Shape) -> None:
+def test_loss_and_gradient(shape: Shape, norms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if norms == "alone":  # as at widths beyond 256
+        monkeypatch.setattr(fused_module, "WIDEST_TILE", 8)
+        monkeypatch.setattr(mlp_module, "WIDEST_TILE", 8)
     plain, fused = (randomised(kind(shape, [3, 4], DEVICE)) for kind in (FleetTransformer, FusedTransformer))
     tokens = batch(2, length=9)  # shorter than the context
     torch.testing.assert_close(fused.loss_and_gradient(tokens), plain.loss_and_gradient(tokens), rtol=1e-6, atol=0)

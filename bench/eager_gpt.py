@@ -1,18 +1,21 @@
 """The peer of the kernels' benchmarks: a transformer as it is written in plain PyTorch, and its training step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _foreach_utils
 
 from pyscaling.accounting import Shape
+from pyscaling.kernels.meter import Meter
 from pyscaling.kernels.reference import rotary
 
-# Meta tensors, by which a step is counted, stand for a GPU's: they take the multi-tensor kernels, too.
+# Tensors without storage, by which a step is counted, stand for a GPU's: they take the multi-tensor kernels, too.
 _devices = _foreach_utils._get_foreach_kernels_supported_devices()
-_foreach_utils._get_foreach_kernels_supported_devices = lambda: [*_devices, "meta"]
+_foreach_utils._get_foreach_kernels_supported_devices = lambda: [*_devices, "meta", "cpu"]
 
 
 class EagerBlock(nn.Module):
@@ -61,19 +64,70 @@ class EagerGPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def eager_step(shape: Shape, device: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A step of one model: loss, gradients, clipping, AdamW with multi-tensor kernels; in 16 bits by autocast."""
+def eager_step(
+    shape: Shape, device: str, dtype: torch.dtype, compile: Callable[..., Any] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A step of one model: loss, gradients, clipping, AdamW with multi-tensor kernels; in 16 bits by autocast.
+
+    compile: torch.compile, or what else is to be done to the model. A step may be captured in a CUDA graph.
+    """
     with torch.device(device):
         model = EagerGPT(shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, foreach=True)
+    run = model if compile is None else compile(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, foreach=True, capturable=device == "cuda"
+    )
 
     def step(tokens: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device if device != "meta" else "cuda", dtype, enabled=dtype != torch.float32):
-            loss = model(tokens)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = run(tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
         return loss.detach()
+
+    return step
+
+
+def counted_eager_step(shape: Shape, n_sequence: int, dtype: torch.dtype, target: str) -> Meter:
+    """What `eager_step` costs on a GPU.
+
+    Counted on fake CPU tensors, because torch has no autocast for meta tensors. CPU autocast differs from CUDA's by what
+    favours the peer: of what this model calls, rms_norm alone is not cast up to float32.
+    """
+    with FakeTensorMode():
+        tokens = torch.zeros(n_sequence, shape.context + 1, dtype=torch.int64)
+        step = eager_step(shape, "cpu", dtype)
+        step(tokens)  # makes the optimiser's state
+        with Meter(target=target) as meter:
+            step(tokens)
+    return meter
+
+
+def vmapped_step(shape: Shape, n_member: int, device: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A step of n_member models by torch.func.vmap over their stacked weights; tokens [M, B, T + 1] -> losses [M]."""
+    with torch.device(device):
+        models = [EagerGPT(shape) for _ in range(n_member)]
+    weights, buffers = torch.func.stack_module_state(models)
+    leaves = list(weights.values())
+    optimizer = torch.optim.AdamW(
+        leaves, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, foreach=True, capturable=device == "cuda"
+    )
+
+    def loss_of(weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        return torch.func.functional_call(models[0], (weights, buffers), (tokens,), tie_weights=True)
+
+    gradients_of = torch.func.vmap(torch.func.grad_and_value(loss_of))
+
+    def step(tokens: Tensor) -> Tensor:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            gradients, loss = gradients_of({name: w.detach() for name, w in weights.items()}, tokens)
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)  # [M]
+        shrink = (1.0 / (norm + 1e-6)).clamp(max=1.0)
+        for name, leaf in weights.items():
+            leaf.grad = gradients[name] * shrink.view(-1, *[1] * (leaf.dim() - 1))
+        optimizer.step()
+        return loss
 
     return step

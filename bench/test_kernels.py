@@ -3,11 +3,12 @@
     pytest bench/test_kernels.py -s
 
 Eager PyTorch trains one model at a time, the fleet sixteen at once; what is compared is launches and bytes a member and step.
+In bfloat16 eager PyTorch runs under autocast; weights, their gradients and moments are float32 on both sides.
 """
 
 import pytest
 import torch
-from eager_gpt import eager_step
+from eager_gpt import counted_eager_step
 
 from pyscaling.accounting import Shape
 from pyscaling.kernels.meter import Meter, roofline
@@ -24,28 +25,26 @@ SHAPES = {
 LEAST_LAUNCHES = {"GPT-2": 30, "RoPE, RMSNorm, QK-norm": 50}  # GPT-2's eager step has few operations to save
 
 
-def counted(shape: Shape) -> tuple[Meter, Meter]:
-    """Eager PyTorch's step of one model, and the fleet's of all members, on meta tensors, for an H100."""
-    tokens = torch.empty(SEQUENCES, CONTEXT + 1, dtype=torch.int64, device="meta")
-    step = eager_step(shape, "meta", torch.float32)
-    step(tokens)  # makes the optimiser's state
-    with Meter(target="sm_90") as eager:
-        step(tokens)
-    model = FusedTransformer(shape, range(MEMBERS), "meta")
+def counted(shape: Shape, dtype: torch.dtype) -> tuple[Meter, Meter]:
+    """Eager PyTorch's step of one model, and the fleet's of all members, on tensors without storage, for an H100."""
+    eager = counted_eager_step(shape, SEQUENCES, dtype, "sm_90")
+    tokens = torch.empty(MEMBERS, SEQUENCES, CONTEXT + 1, dtype=torch.int64, device="meta")
+    model = FusedTransformer(shape, range(MEMBERS), "meta", dtype)
     optimizer = FusedAdamW(model, torch.full((MEMBERS,), 1e-3))
     with Meter(target="sm_90") as fused:
-        optimizer.update(model.loss_and_gradient(tokens.expand(MEMBERS, -1, -1).contiguous()))
+        optimizer.update(model.loss_and_gradient(tokens))
     return eager, fused
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_step(name: str) -> None:
-    eager, fused = counted(SHAPES[name])
+def test_step(name: str, dtype: torch.dtype) -> None:
+    eager, fused = counted(SHAPES[name], dtype)
     launches, moved = fused.launches / MEMBERS, fused.bytes / MEMBERS
     print(
-        f"\n{name}, a member and step: launches {eager.launches} eager, {launches:.1f} fused, ratio "
-        f"{eager.launches / launches:.0f}; {eager.bytes / 1e9:.1f} GB eager, {moved / 1e9:.1f} GB fused, ratio "
-        f"{eager.bytes / moved:.1f}; "
+        f"\n{name}, {str(dtype).removeprefix('torch.')}, a member and step: launches {eager.launches} eager, "
+        f"{launches:.1f} fused, ratio {eager.launches / launches:.0f}; {eager.bytes / 1e9:.1f} GB eager, "
+        f"{moved / 1e9:.1f} GB fused, ratio {eager.bytes / moved:.1f}; "
         f"{eager.flops / 1e12:.2f} TFLOP eager, {fused.flops / MEMBERS / 1e12:.2f} fused"
     )
     print(roofline(fused, "H100", cuda_graph=True))

@@ -173,7 +173,7 @@ class FusedTransformer(FleetTransformer):
     def _forward(self, tokens: Tensor, keep: bool = False) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Per-token losses and lse [M, R], and what the backward needs."""
         kept = self._hidden(tokens[:, :, :-1], keep)
-        targets = tokens[:, :, 1:].reshape(self.n_member, -1)
+        targets = tokens[:, :, 1:].reshape(self.n_member, -1).contiguous()
         loss, lse = linear_cross_entropy_forward(kept[0], self._head(), targets)
         return loss, lse, (*kept, targets)
 

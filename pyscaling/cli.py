@@ -262,7 +262,39 @@ def isoflop_command(
 @app.command("plan")
 def plan_command(
     table: TableArgument,
-    compute: Annotated[str, typer.Option(help='Budget: "1e21" FLOPs, "3 EFLOPs", "10 PF-days".', show_default=False)],
+    compute: Annotated[
+        str | None, typer.Option(help='Budget: "1e21" FLOPs, "3 EFLOPs", "10 PF-days".', show_default=False)
+    ] = None,
+    time: Annotated[str | None, typer.Option(help='Budget: "3 days" on --devices.', show_default=False)] = None,
+    devices: Annotated[float | None, typer.Option(help="How many work at once.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="H100, A100, MI300X, ...", show_default=False)] = None,
+    utilisation: Annotated[float | None, typer.Option(help="Share of its peak.  [default: 0.4]")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Budget in hours of --device.", show_default=False)] = None,
+    dollars: Annotated[float | None, typer.Option(help="Budget in money.", show_default=False)] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(help="In the same money.", show_default=False)] = None,
+    target_loss: Annotated[
+        float | None, typer.Option(help="Goal: the least compute for this loss.", show_default=False)
+    ] = None,
+    target_gain: Annotated[
+        float | None, typer.Option(help="Goal: a loss so far below that of the run --over.", show_default=False)
+    ] = None,
+    over: Annotated[
+        tuple[str, str] | None, typer.Option(help="N and D of the run to be bettered.", show_default=False)
+    ] = None,
+    unique_tokens: Annotated[
+        str | None, typer.Option(help='"40B": beyond them tokens repeat.', show_default=False)
+    ] = None,
+    max_tokens: Annotated[str | None, typer.Option(help="Most training tokens.", show_default=False)] = None,
+    inference_tokens: Annotated[
+        str | None, typer.Option(help='"1T": tokens to be served, which the budget pays for, too.', show_default=False)
+    ] = None,
+    serving_apart: Annotated[
+        bool, typer.Option("--serving-apart", help="The budget is training's alone; serving is priced in beside it.")
+    ] = False,
+    max_parameters: Annotated[str | None, typer.Option(help="Largest N.", show_default=False)] = None,
+    serving_memory: Annotated[
+        str | None, typer.Option(help='"80 GB" that the weights must fit into, in 16 bits.', show_default=False)
+    ] = None,
     law: LawOption = "chinchilla",
     objective: ObjectiveOption = "huber",
     delta: DeltaOption = 1e-3,
@@ -277,17 +309,26 @@ def plan_command(
     json: JsonOption = None,
     plot: PlotOption = None,
 ) -> None:
-    """Divide a compute budget between model and data, by a law fitted to a table of runs."""
+    """What to train under a budget and limits, or what a goal needs, by a law fitted to a table of runs."""
     with one_clear_message():
-        from pyscaling.accounting import parse_compute
         from pyscaling.planning import plan
+        from pyscaling.planning.budget import budget_of
 
         _check_level(level)
         _check_outputs(json, plot)
-        flops = parse_compute(compute)
+        # before the table is read and fitted
+        budget_of(compute, gpu_hours, dollars, time, device, devices, utilisation, price_per_gpu_hour)
+        limits = {
+            "compute": compute, "time": time, "devices": devices, "device": device, "utilisation": utilisation,
+            "gpu_hours": gpu_hours, "dollars": dollars, "price_per_gpu_hour": price_per_gpu_hour, "target_loss": target_loss,
+            "target_gain": target_gain, "over": dict(zip("ND", over, strict=True)) if over is not None else None,
+            "unique_tokens": unique_tokens, "max_tokens": max_tokens, "inference_tokens": inference_tokens,
+            "max_parameters": max_parameters, "serving_memory": serving_memory,
+        }  # fmt: skip
         result = plan(
             _fit_table(_read(table, column), law, objective, delta, residual),
-            flops,
+            **limits,  # type: ignore[arg-type]
+            serving_apart=serving_apart,
             level=level,
             bootstrap=bootstrap,
             batch_tokens=batch_tokens,
@@ -538,7 +579,7 @@ def _conclude(folder: Path) -> None:
 
 
 def _print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]", choice: "LawChoice") -> None:
-    from pyscaling.planning.result import format_count
+    from pyscaling.planning.units import format_count
 
     console = _console()
     largest = format_count(test.largest_N)

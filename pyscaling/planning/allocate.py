@@ -1,22 +1,48 @@
-"""From a fit and a budget to a plan: the best N and D with intervals, batch, steps, shape, and how flat the optimum."""
+"""From a fit and what a user has and wants to a plan: the best N and D with intervals, batch, steps, shape, price."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from pyscaling.accounting import Shape, parse_compute, shape_near
+from pyscaling.accounting import Shape, shape_near
+from pyscaling.fitting.bootstrap import check_level, interval_of
 from pyscaling.planning.batch import choose_batch
-from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, best_N, loss_at, region_bounds
+from pyscaling.planning.budget import Budget, budget_of
+from pyscaling.planning.device import Device
+from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, Frontier, Repetition, region_bounds
 from pyscaling.planning.result import Plan, Quantity, Region
+from pyscaling.planning.units import check_positive, parse_count, parse_memory
 
 SMALLEST_N = 768.0  # one layer of width 8, the smallest shape of `shape_near`
+_LARGEST_N = 1e60
+_MANY_EPOCHS = 4  # up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
 
 
 def plan(
     fit: Any,
-    compute: float | str,
+    compute: float | str | None = None,
     *,
+    gpu_hours: float | None = None,
+    dollars: float | None = None,
+    time: str | None = None,
+    device: str | Device | None = None,
+    devices: float | None = None,
+    utilisation: float | None = None,
+    price_per_gpu_hour: float | None = None,
+    target_loss: float | None = None,
+    target_gain: float | None = None,
+    over: Mapping[str, Any] | None = None,
+    unique_tokens: float | str | None = None,
+    max_tokens: float | str | None = None,
+    inference_tokens: float | str | None = None,
+    serving_apart: bool = False,
+    max_parameters: float | str | None = None,
+    serving_memory: float | str | None = None,
+    bytes_per_parameter: float = 2.0,
+    repetition: tuple[float, float] | None = None,
     level: float = 0.9,
     bootstrap: Any = 4000,
     batch_tokens: float | None = None,
@@ -24,97 +50,329 @@ def plan(
     architecture: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Best N and D for a training budget C = 6ND, by any fitted law of N and D.
+    """Best N and D under every limit that is given, by any fitted law of N and D (and of unique tokens U).
 
-    compute: FLOPs, or a text with a unit ("1e21", "3 PF-days"). level: of all intervals. bootstrap: number of
-    resamples, or a Bootstrap of this fit. batch_tokens: a batch to use; noise_scale: a measured gradient noise scale
-    in tokens, or a mapping of columns "loss" and "noise_scale"; without either the batch follows Kaplan et al.
-    architecture: options of `accounting.shape_near` (context, vocab_size, mlp, ...).
-    Raises ValueError for a law without N or D, a unit it does not know, and a budget too small for any model.
+    **The budget**, in one unit or several, of which the tightest binds: compute, FLOPs or a text with a unit ("1e21",
+    "3 PF-days"); gpu_hours of a `device` ("H100", or a planning.Device) at a `utilisation` of its peak (0.4 unless given);
+    dollars at a price_per_gpu_hour; time, a text with a unit ("3 days"), on so many `devices`. It pays for 6ND of training
+    and, with inference_tokens, for 2N of each token to be served, too (Sardana & Frankle 2024): the model gets smaller and is
+    trained longer. With serving_apart the budget is training's alone, and the plan is the run of that budget which reaches its
+    loss with the least compute of training and serving together.
+
+    **Or a goal**: the least compute, hence time and money, for a target_loss in nats per token, or for a loss that lies
+    target_gain below that of a run `over`, such as {"N": 7e10, "D": 1.4e12}. A budget beside a goal is a limit on it.
+
+    **Limits**: unique_tokens, beyond which tokens repeat; what repetition costs is the law's affair if it knows U, and otherwise
+    follows Muennighoff et al. 2023 with `repetition` = (R_D_star, R_N_star), theirs unless given. max_tokens: of training,
+    repetitions included. max_parameters; serving_memory, bytes or a text ("80 GB"), that the weights must fit into at
+    bytes_per_parameter. Counts may be texts: "40B".
+
+    level: of all intervals. bootstrap: number of resamples, or a Bootstrap of this fit. batch_tokens: a batch to use;
+    noise_scale: a measured gradient noise scale in tokens, or a mapping of columns "loss" and "noise_scale"; without either the
+    batch follows Kaplan et al. architecture: options of `accounting.shape_near` (context, vocab_size, mlp, ...).
+
+    Raises ValueError that names the argument for a law without N or D, units that are missing or unknown, values that are
+    not positive, a budget too small for any model, a loss that cannot be reached, and limits that contradict each other: which
+    one binds, and by how much.
     """
-    C = parse_compute(compute)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level!r}.")
-    missing = [name for name in ("N", "D") if name not in fit.law.variables]
-    if missing:
-        raise ValueError(
-            f"law={fit.law.name!r} has no {' and no '.join(missing)}, so it cannot divide a budget between N and D; "
-            "fit a law of both, for example 'chinchilla' or 'kaplan_ND'."
-        )
-    extra = [name for name in fit.law.variables if name not in ("N", "D")]
-    if extra:
-        raise ValueError(
-            f"law={fit.law.name!r} also depends on {', '.join(extra)}; a plan needs a law of N and D alone."
-        )
+    check_level(level)
+    _check_law(fit, unique_tokens)
+    budget = budget_of(compute, gpu_hours, dollars, time, device, devices, utilisation, price_per_gpu_hour)
+    _check_goal(budget, target_loss, target_gain, over)
     options = dict(architecture or {})
     context = Shape(8, 1, 1, **options).context
-
-    highest = C / FLOPS_PER_PARAMETER_TOKEN / context  # at least one sequence is read
-    _check_budget(C, highest, context)
-    point = {name: np.array([float(value)]) for name, value in fit.params.items()}
-    N = float(best_N(fit.law, point, C, 1e-6, C)[0])
-    if not SMALLEST_N <= N <= highest:
-        if fit.evidence.trustworthy:
-            cause = f"is too small for any model: the best would have {N:.3g} parameters"
-            remedy = "Give a larger budget" + (" or a shorter context." if highest < N else ".")
-        else:
-            cause = f"has no optimum by this fit: {'; '.join(fit.evidence.concerns)} (its best N would be {N:.3g})"
-            remedy = "Mend the fit first, with more runs or a smaller law."
+    served = parse_count("inference_tokens", inference_tokens) if inference_tokens is not None else 0.0
+    most_tokens = parse_count("max_tokens", max_tokens) if max_tokens is not None else inf
+    most_N, N_limit = _most_parameters(max_parameters, serving_memory, bytes_per_parameter)
+    if most_tokens < context:
+        raise ValueError(f"max_tokens={most_tokens:g} is less than one sequence of context={context} tokens.")
+    if most_N < SMALLEST_N:
         raise ValueError(
-            f"compute={C:.3g} FLOPs {cause}; models range from N={SMALLEST_N:.0f} to {highest:.3g}, which reads one "
-            f"sequence of context={context} tokens. {remedy}"
+            f"{N_limit} allows {most_N:.3g} parameters, and the smallest transformer has {SMALLEST_N:.0f}; raise it."
         )
-    boot = fit.bootstrap(bootstrap, seed=seed) if isinstance(bootstrap, int) else bootstrap
-    samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))
-    N_samples = best_N(fit.law, samples, C, SMALLEST_N, highest)
-    N_low, N_high = np.nanquantile(N_samples, [0.5 - level / 2, 0.5 + level / 2])
-    D = C / (FLOPS_PER_PARAMETER_TOKEN * N)
-    predicted = fit.predict(N=N, D=D, level=level, kind="run")
-    loss = Quantity(float(predicted.value), float(predicted.low), float(predicted.high))
+    if serving_apart and (not served or target_loss is not None or target_gain is not None):
+        raise ValueError(
+            "serving_apart=True needs a budget and inference_tokens=; a goal counts both kinds of compute."
+        )
+    repeats = None
+    if unique_tokens is not None:
+        repeats = Repetition(parse_count("unique_tokens", unique_tokens), *_checked_repetition(repetition))
+    elif repetition is not None:
+        raise ValueError(f"repetition={repetition!r} says nothing without unique_tokens=; give it.")
 
-    extrapolation = C / float(np.max(fit.runs["C"] if "C" in fit.runs.columns else 6 * fit.runs["N"] * fit.runs["D"]))
+    point = {name: np.array([float(value)]) for name, value in fit.params.items()}
+    if not isinstance(bootstrap, int):
+        boot = bootstrap
+    elif hasattr(fit, "_bootstrap_for_prediction"):
+        boot = fit._bootstrap_for_prediction(bootstrap, None, seed, None)  # kept, for the next plan and for predict
+    else:
+        boot = fit.bootstrap(bootstrap, seed=seed)
+    samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))
+
+    def quantity(value: float, drawn: np.ndarray) -> Quantity:
+        low, high = interval_of(np.asarray(value), drawn, level, "t", boot.degrees)
+        return Quantity(float(value), float(low), float(high))
+
+    needed: Quantity | None = None
+    if target_loss is not None or target_gain is not None:
+        wide = Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats)
+        goals = [_goal(wide, params, target_loss, target_gain, over) for params in (point, samples)]
+        value = float(goals[0][0])
+        C_needed, N_needed = wide.least_compute(point, goals[0])
+        if not np.isfinite(C_needed[0]):
+            raise ValueError(_unreachable(fit, wide, point, samples, value, quantity))
+        C = float(C_needed[0])
+        if budget.compute < C:
+            raise ValueError(
+                f"a loss of {value:.4f} needs {C:.4g} FLOPs by this fit, {C / budget.compute:.3g} times what "
+                f"{budget.binding} allows ({budget.compute:.4g} FLOPs); raise it, or aim at a higher loss."
+            )
+        C_samples, N_samples = wide.least_compute(samples, goals[1], near=(C, float(N_needed[0])))
+        needed = quantity(C, C_samples)
+    else:
+        C = budget.compute
+        C_samples = np.full(len(boot.samples), C)
+        if served and serving_apart:
+            wide = Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats)
+            total, N_total = (float(array[0]) for array in wide.total_for_training(point, C))
+            if not np.isfinite(total):
+                raise ValueError(
+                    f"no run spends {C:.3g} FLOPs on training under these limits; leave serving_apart or a limit out."
+                )
+            C_samples, N_samples = wide.total_for_training(samples, C, near=(total, N_total))
+            C = total
+    highest = C / (FLOPS_PER_PARAMETER_TOKEN * context + SERVING_FLOPS * served)  # at least one sequence is read
+    _check_budget(C, highest, context, served)
+    frontier = Frontier(fit.law, SMALLEST_N, min(highest, most_N), served, most_tokens, repeats)
+    N = float(Frontier(fit.law, 1e-6, min(C, most_N), served, most_tokens, repeats).best_N(point, C)[0])
+    if not SMALLEST_N <= N <= highest:
+        raise ValueError(_no_optimum(fit, C, N, highest, context))
+    if needed is None and not (served and serving_apart):
+        N_samples = frontier.best_N(samples, C)
+    D = float(frontier.tokens(np.array(N), C))
+    D_samples = frontier.tokens(N_samples, C_samples)
+    N_of, D_of = quantity(N, N_samples), quantity(D, D_samples)
+
+    loss = Quantity(
+        *_predicted(
+            fit, frontier, point, N, D, level, boot if not isinstance(bootstrap, int) else None, bootstrap, seed
+        )
+    )
+    floor = quantity(float(frontier.least_loss(point)[0]), frontier.least_loss(samples))
+    largest = fit.runs["C"] if "C" in fit.runs.columns else FLOPS_PER_PARAMETER_TOKEN * fit.runs["N"] * fit.runs["D"]
+    training = FLOPS_PER_PARAMETER_TOKEN * N * D
+    extrapolation = training / float(np.max(largest))
     shape = shape_near(N, **options)
-    at_edge = float(np.mean((N_samples <= SMALLEST_N * 1.001) | (N_samples >= highest * 0.999)))
+    low, high = frontier.low, frontier.high
+    most = np.minimum(C_samples / (C / highest), most_N)  # that read one sequence
+    at_edge = float(np.mean((N_samples <= low * 1.001) | ((N_samples >= most * 0.999) & (most < most_N))))
 
     def region(epsilon: float) -> Region:
         if not (np.isfinite(epsilon) and epsilon > 0):
             raise ValueError(f"epsilon must be finite and positive, got {epsilon!r}.")
-        best = loss_at(fit.law, point, np.array([[N]]), C)[0, 0]
-        low, high = region_bounds(fit.law, point, C, N, best * (1 + epsilon), SMALLEST_N, highest)
-        D_of = [C / (FLOPS_PER_PARAMETER_TOKEN * n) for n in (high, low)]
-        return Region(epsilon, low, high, D_of[0], D_of[1], low <= SMALLEST_N, high >= highest)
+        best = frontier.loss_at(point, np.array([[N]]), C)[0, 0]
+        N_low, N_high = region_bounds(frontier, point, C, N, best * (1 + epsilon), low, high)
+        D_low, D_high = (float(frontier.tokens(np.array(n), C)) for n in (N_high, N_low))
+        return Region(epsilon, N_low, N_high, D_low, D_high, N_low <= low, N_high >= high)
 
     def isoflop(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        curves = loss_at(fit.law, samples, at[None], C)
-        low, high = np.nanquantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        return loss_at(fit.law, point, at[None], C)[0], low, high
+        curves = frontier.loss_at(samples, at[None], C)
+        ends = np.nanquantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        return frontier.loss_at(point, at[None], C)[0], ends[0], ends[1]
+
+    trained_alone = None
+    if served and not serving_apart and needed is None:
+        alone = replace(frontier, inference_tokens=0.0, high=min(C / (FLOPS_PER_PARAMETER_TOKEN * context), most_N))
+        N_alone = float(alone.best_N(point, C)[0])
+        trained_alone = N_alone, float(alone.loss_at(point, np.array([[N_alone]]), C)[0, 0])
+
+    def with_more_data(tokens: float) -> tuple[float, float]:
+        if repeats is None:
+            return 0.0, 1.0
+        better = replace(frontier, repetition=replace(repeats, unique_tokens=repeats.unique_tokens + tokens))
+        here = float(frontier.loss_at(point, np.array([[N]]), C)[0, 0])
+        there = float(better.loss_at(point, better.best_N(point, C)[:, None], C)[0, 0])
+        worth = float(frontier.least_compute(point, there)[0][0]) / C if there < here * (1 - 1e-12) else 1.0
+        return (here - there if worth != 1.0 else 0.0), worth if np.isfinite(worth) else inf
 
     return Plan(
         C,
-        Quantity(N, float(N_low), float(N_high)),
-        Quantity(D, C / (FLOPS_PER_PARAMETER_TOKEN * float(N_high)), C / (FLOPS_PER_PARAMETER_TOKEN * float(N_low))),
+        N_of,
+        D_of,
         loss,
         choose_batch(loss.value, D, batch_tokens, noise_scale, shape.context),
         shape,
         level,
         fit.law.name,
         extrapolation,
-        tuple(_warnings(fit, N, D, extrapolation, at_edge)),
+        tuple(_warnings(fit, N, D, extrapolation, at_edge, repeats, samples)),
+        floor=floor,
+        budget=budget,
+        needed=needed,
+        inference_tokens=served,
+        trained_alone=trained_alone,
+        serving_apart=serving_apart,
+        unique_tokens=repeats.unique_tokens if repeats is not None else None,
+        binding=_binding(budget, N, D, C, most_N, N_limit, most_tokens, needed is not None),
+        dominant=_dominant(samples, N_samples),
         _region=region,
         _isoflop=isoflop,
+        _with_more_data=with_more_data,
     )
 
 
-def _check_budget(C: float, highest: float, context: int) -> None:
-    if highest < SMALLEST_N:
+def _check_law(fit: Any, unique_tokens: Any) -> None:
+    missing = [name for name in ("N", "D") if name not in fit.law.variables]
+    if missing:
         raise ValueError(
-            f"compute={C:.3g} FLOPs is too small for any model: the smallest transformer, {SMALLEST_N:.0f} parameters "
-            f"reading one sequence of {context} tokens, needs "
-            f"{FLOPS_PER_PARAMETER_TOKEN * SMALLEST_N * context:.3g} FLOPs. Give a larger budget."
+            f"law={fit.law.name!r} has no {' and no '.join(missing)}, so it cannot divide a budget between N and D; "
+            "fit a law of both, for example 'chinchilla' or 'kaplan_ND'."
+        )
+    extra = [name for name in fit.law.variables if name not in ("N", "D", "U")]
+    if extra:
+        raise ValueError(
+            f"law={fit.law.name!r} also depends on {', '.join(extra)}; a plan needs a law of N and D, and perhaps U."
+        )
+    if "U" in fit.law.variables and unique_tokens is None and fit.law.name != "data_constrained":
+        raise ValueError(f"law={fit.law.name!r} depends on the unique tokens U; give unique_tokens=.")
+
+
+def _check_goal(budget: Budget, target_loss: Any, target_gain: Any, over: Any) -> None:
+    if target_loss is not None and target_gain is not None:
+        raise ValueError("give target_loss or target_gain, not both: each is a goal.")
+    for name, value in (("target_loss", target_loss), ("target_gain", target_gain)):
+        if value is not None:
+            check_positive(name, value)
+    if target_gain is not None and (not isinstance(over, Mapping) or {"N", "D"} - set(over)):
+        raise ValueError(f'target_gain needs over={{"N": ..., "D": ...}}, the run to be bettered; got over={over!r}.')
+    if over is not None and target_gain is None:
+        raise ValueError(f"over={over!r} says nothing without target_gain=; give it.")
+    if not budget.limits and target_loss is None and target_gain is None:
+        raise ValueError(
+            "a plan needs a budget (compute, gpu_hours, dollars, or time and devices) or a goal (target_loss, target_gain)."
         )
 
 
-def _warnings(fit: Any, N: float, D: float, extrapolation: float, at_edge: float) -> list[str]:
+def _most_parameters(max_parameters: Any, serving_memory: Any, bytes_per_parameter: float) -> tuple[float, str]:
+    """The tightest limit on N, and its name."""
+    limits = {}
+    if max_parameters is not None:
+        limits["max_parameters"] = parse_count("max_parameters", max_parameters)
+    if serving_memory is not None:
+        check_positive("bytes_per_parameter", bytes_per_parameter)
+        limits["serving_memory"] = parse_memory("serving_memory", serving_memory) / bytes_per_parameter
+    name = min(limits, key=limits.__getitem__, default="")
+    return limits.get(name, inf), name
+
+
+def _checked_repetition(repetition: Any) -> tuple[float, ...]:
+    if repetition is None:
+        return ()
+    try:
+        R_D_star, R_N_star = (float(value) for value in repetition)
+    except (TypeError, ValueError):
+        raise ValueError(f"repetition must be two numbers, (R_D_star, R_N_star), got {repetition!r}.") from None
+    for name, value in (("R_D_star", R_D_star), ("R_N_star", R_N_star)):
+        check_positive(f"repetition's {name}", value)
+    return R_D_star, R_N_star
+
+
+def _goal(frontier: Frontier, params: Mapping[str, Any], target_loss: Any, target_gain: Any, over: Any) -> np.ndarray:
+    """The loss to be reached, [R]: a run to be bettered has each sample's own loss."""
+    size = max(np.size(value) for value in params.values())
+    if target_gain is None:
+        return np.full(size, float(target_loss))
+    N, D = (parse_count(f"over's {name}", over[name]) for name in ("N", "D"))
+    return frontier.loss(params, np.array([[N]]), np.array([[D]]))[:, 0] - float(target_gain)
+
+
+def _unreachable(fit: Any, frontier: Frontier, point: Any, samples: Any, target: float, quantity: Any) -> str:
+    floor = quantity(float(frontier.least_loss(point)[0]), frontier.least_loss(samples))
+    free = float(Frontier(fit.law, 1.0, _LARGEST_N).least_loss(point)[0])
+    limited = (
+        f", and without the limits on data and parameters not below {free:.4f}" if free < floor.value - 1e-9 else ""
+    )
+    return (
+        f"a loss of {target:.4f} is not reachable: by this fit no compute leads below {floor.value:.4f} "
+        f"[{floor.low:.4f}, {floor.high:.4f}]{limited}. Aim at a higher loss"
+        + (", or lift a limit." if limited else ".")
+    )
+
+
+def _check_budget(C: float, highest: float, context: int, served: float) -> None:
+    if highest < SMALLEST_N:
+        least = SMALLEST_N * (FLOPS_PER_PARAMETER_TOKEN * context + SERVING_FLOPS * served)
+        serving = f" and serving {served:.3g} tokens" if served else ""
+        raise ValueError(
+            f"compute={C:.3g} FLOPs is too small for any model: the smallest transformer, {SMALLEST_N:.0f} parameters "
+            f"reading one sequence of {context} tokens{serving}, needs {least:.3g} FLOPs, {least / C:.3g} times as many. "
+            "Give a larger budget."
+        )
+
+
+def _no_optimum(fit: Any, C: float, N: float, highest: float, context: int) -> str:
+    if fit.evidence.trustworthy:
+        cause = f"is too small for any model: the best would have {N:.3g} parameters"
+        remedy = "Give a larger budget" + (" or a shorter context." if highest < N else ".")
+    else:
+        cause = f"has no optimum by this fit: {'; '.join(fit.evidence.concerns)} (its best N would be {N:.3g})"
+        remedy = "Mend the fit first, with more runs or a smaller law."
+    return (
+        f"compute={C:.3g} FLOPs {cause}; models range from N={SMALLEST_N:.0f} to {highest:.3g}, which reads one "
+        f"sequence of context={context} tokens. {remedy}"
+    )
+
+
+def _predicted(
+    fit: Any, frontier: Frontier, point: Any, N: float, D: float, level: float, boot: Any, n: Any, seed: int
+) -> tuple[float, float, float]:
+    """The loss of the run to be made; repeated tokens at what they are worth."""
+    at = {"N": N, "D": D}
+    repeats = frontier.repetition
+    if "U" in fit.law.variables:
+        at["U"] = repeats.unique_tokens if repeats is not None else 1e300
+    elif repeats is not None:
+        at = {
+            name: float(value)
+            for name, value in zip(
+                ("N", "D"), repeats.effective(fit.law, {k: v[0] for k, v in point.items()}, N, D), strict=True
+            )
+        }
+    same = {} if boot is not None else {"n": n, "seed": seed}
+    predicted = fit.predict(level=level, kind="run", **same, **at)
+    return float(predicted.value), float(predicted.low), float(predicted.high)
+
+
+def _binding(
+    budget: Budget, N: float, D: float, C: float, most_N: float, N_limit: str, most_tokens: float, goal: bool
+) -> tuple[str, ...]:
+    """The limits that the plan runs into."""
+    names = [] if goal else [budget.binding]
+    if most_N * (1 - 1e-9) <= N:
+        names.append(N_limit)
+    if most_tokens * (1 - 1e-9) <= D:
+        names.append("max_tokens")
+    return tuple(names)
+
+
+def _dominant(samples: Mapping[str, np.ndarray], N_samples: np.ndarray) -> tuple[str, float] | None:
+    """The parameter with which ln N varies most over the samples, and the share of its variance that goes along."""
+    with np.errstate(all="ignore"):
+        y = np.log(N_samples)
+    shares = {}
+    for name, values in samples.items():
+        usable = np.isfinite(y) & np.isfinite(values)
+        if usable.sum() > 2 and np.ptp(values[usable]) > 0 and np.ptp(y[usable]) > 1e-12:
+            shares[name] = float(np.corrcoef(values[usable], y[usable])[0, 1] ** 2)
+    if not shares:
+        return None
+    name = max(shares, key=shares.__getitem__)
+    return name, shares[name]
+
+
+def _warnings(
+    fit: Any, N: float, D: float, extrapolation: float, at_edge: float, repeats: Repetition | None, samples: Any
+) -> list[str]:
     warnings = []
     if not fit.evidence.trustworthy:
         warnings.append(f"the fit itself is not to be trusted: {'; '.join(fit.evidence.concerns)}")
@@ -138,4 +396,10 @@ def _warnings(fit: Any, N: float, D: float, extrapolation: float, at_edge: float
         )
     if at_edge > 0.01:
         warnings.append(f"{at_edge:.0%} of the bootstrap samples have no optimum inside the range of possible models")
+    if repeats is not None and _MANY_EPOCHS * repeats.unique_tokens < D:
+        epochs = D / repeats.unique_tokens
+        source = "the law" if "U" in fit.law.variables else f"R_D* = {repeats.R_D_star:.3g}, measured on other data"
+        warnings.append(
+            f"{epochs:.3g} epochs: beyond {_MANY_EPOCHS} what a repeated token is worth decides, and that follows {source}"
+        )
     return warnings

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 KAPLAN_B_STAR = 2.1e8  # tokens
 KAPLAN_ALPHA_B = 0.21
@@ -22,9 +23,24 @@ class BatchSize:
     source: str
 
 
-def critical_batch(loss: float, *, B_star: float = KAPLAN_B_STAR, alpha_B: float = KAPLAN_ALPHA_B) -> float:
-    """B_crit(L) = B* / L^(1/alpha_B) in tokens, loss in nats per token (Kaplan et al. 2020, eq. 1.4)."""
+def critical_batch(loss: Any, *, B_star: float = KAPLAN_B_STAR, alpha_B: float = KAPLAN_ALPHA_B) -> Any:
+    """B_crit(L) = B* / L^(1/alpha_B) in tokens, loss in nats per token, a number or an array (Kaplan et al. 2020, eq. 1.4)."""
     return B_star / loss ** (1.0 / alpha_B)
+
+
+def steps_and_tokens(batch: Any, B_crit: Any, S_min: Any) -> tuple[Any, Any]:
+    """Steps S and tokens E to a loss with batches of `batch` tokens (McCandlish et al. 2018, eq. 2.11).
+
+    S = S_min (1 + B_crit/B) and E = B S = E_min (1 + B/B_crit) with E_min = B_crit S_min, so that
+    (S/S_min - 1)(E/E_min - 1) = 1; compute is C = C_min (1 + B/B_crit). Numbers or arrays; batch may be infinite.
+    Raises ValueError for a B_crit or S_min that is not finite and positive, or a batch that is not positive.
+    """
+    B_crit = check_positive("B_crit", B_crit, "it is a batch in tokens")
+    S_min = check_positive("S_min", S_min, "it counts optimiser steps")
+    batch = np.asarray(batch, dtype=np.float64)
+    if not np.all(batch > 0):
+        raise ValueError(f"batch must be positive, got {batch}; it is in tokens.")
+    return S_min * (1 + B_crit / batch), B_crit * S_min * (1 + batch / B_crit)
 
 
 def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale: Any, context: int) -> BatchSize:
@@ -36,7 +52,7 @@ def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale:
     Raises ValueError for a batch or noise scale that is not finite and positive.
     """
     if batch_tokens is not None:
-        _check_positive("batch_tokens", batch_tokens)
+        check_positive("batch_tokens", batch_tokens)
         if batch_tokens > D:
             raise ValueError(
                 f"batch_tokens={batch_tokens:g} is more than the run's D={D:.4g} tokens; give a smaller one."
@@ -47,7 +63,7 @@ def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale:
     elif isinstance(noise_scale, Mapping):
         tokens, source = _continued(noise_scale, loss)
     else:
-        _check_positive("noise_scale", noise_scale)
+        check_positive("noise_scale", noise_scale)
         tokens, source = float(noise_scale), "the measured noise scale"
     most = max(D / 100, context)
     if tokens > most:
@@ -75,6 +91,12 @@ def _continued(measured: Mapping[str, Any], loss: float) -> tuple[float, str]:
     return float(np.exp(intercept + slope * reach)), f"the measured noise scale, as L^{slope:.1f}"
 
 
-def _check_positive(name: str, value: Any) -> None:
-    if not (isinstance(value, int | float | np.number) and 0 < float(value) < float("inf")):
-        raise ValueError(f"{name} must be finite and positive, got {value!r}.")
+def check_positive(name: str, value: Any, what: str = "") -> NDArray[np.float64]:
+    """`value` as an array of floats; ValueError naming it where a number is not finite and positive."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
+    if not np.all(np.isfinite(array) & (array > 0)):
+        raise ValueError(f"{name} must be finite and positive, got {value!r}{'; ' + what if what else ''}.")
+    return array

@@ -1,10 +1,14 @@
-"""The compute-efficient frontier: for a budget C = 6ND, the N that minimises L(N, D), for many samples at once.
+"""What a budget allows, and the best of it: for a compute C the N that minimises L(N, D(N)), for many samples at once.
 
-Chinchilla's optimum has a closed form. Any other law is minimised along ln N: a grid finds the basin, golden section
-the neighbourhood, and Newton steps on eighth-order differences the optimum to about 1e-11.
+A budget pays for training and, where it is asked to, for serving: C = 6 N D + 2 N D_inf (Sardana & Frankle 2024, eq. 2), so
+that N parameters see D(N) = (C / N - 2 D_inf) / 6 tokens. Chinchilla's optimum without limits has a closed form. Any
+other law is minimised along ln N: a grid finds the basin, golden section the neighbourhood, and Newton steps on
+eighth-order differences the optimum to about 1e-11. The least compute for a loss is Newton's on both ln N and ln C.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,45 +17,206 @@ from numpy.typing import NDArray
 from pyscaling.laws import Law
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Parameters = Mapping[str, Any]  # name -> float or array [R]
+Condition = Callable[[Array, Array, Array, Any], Array]  # of loss, N, C [R, ...] and which samples: falls with C
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # C = 6ND
+SERVING_FLOPS = 2.0  # a parameter and token, forward alone
+R_D_STAR, R_N_STAR = 15.387756, 5.309743  # Muennighoff et al. 2023, table 1
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What tokens seen again are worth: U unique ones and R repetitions count as U (1 + R* (1 - exp(-R / R*))).
+
+    Muennighoff et al. 2023, eqs. 5-7. Parameters beyond those that are optimal for U tokens lose value likewise where the
+    law is chinchilla's, for there they have a closed form; a law of N, D and U knows of U itself.
+    """
+
+    unique_tokens: float
+    R_D_star: float = R_D_STAR
+    R_N_star: float = R_N_STAR
+
+    def effective(self, law: Law, params: Parameters, N: Any, D: Any) -> tuple[Any, Any]:
+        U = self.unique_tokens
+        D_effective = _diminished(D, np.minimum(D, U), self.R_D_star)
+        if law.name != "chinchilla":
+            return N, D_effective
+        A, B, alpha, beta = (params[name] for name in ("A", "B", "alpha", "beta"))
+        fitting = (alpha * A / (beta * B)) ** (1 / alpha) * U ** (beta / alpha)  # optimal for U tokens
+        return _diminished(N, np.minimum(N, fitting), self.R_N_star), D_effective
+
+
+def _diminished(x: Array, unique: Array, R_star: float) -> Array:
+    with np.errstate(all="ignore"):
+        return unique * (1 - R_star * np.expm1((1 - x / unique) / R_star))
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The models among which a budget chooses: N from `low` to `high`, D what the budget leaves, `most_tokens` at most."""
+
+    law: Law
+    low: float
+    high: float
+    inference_tokens: float = 0.0
+    most_tokens: float = inf
+    repetition: Repetition | None = None
+
+    def tokens(self, N: Array, compute: float | Array) -> Array:
+        """D(N) of a budget that is spent, or most_tokens."""
+        D = (np.asarray(compute) / N - SERVING_FLOPS * self.inference_tokens) / FLOPS_PER_PARAMETER_TOKEN
+        return np.minimum(np.maximum(D, 1e-300), self.most_tokens)
+
+    def compute(self, N: Any, D: Any) -> Any:
+        return FLOPS_PER_PARAMETER_TOKEN * N * D + SERVING_FLOPS * N * self.inference_tokens
+
+    def loss(self, params: Parameters, N: Array, D: Array) -> Array:
+        """L of N, D [R, K] (or [1, K]) with params name -> [R]: [R, K]."""
+        columns = {name: np.atleast_1d(np.asarray(value, dtype=np.float64))[:, None] for name, value in params.items()}
+        extra = {}
+        if "U" in self.law.variables:
+            extra["U"] = np.asarray(self.repetition.unique_tokens if self.repetition is not None else 1e300)
+        elif self.repetition is not None:
+            N, D = self.repetition.effective(self.law, columns, N, D)
+        return np.asarray(self.law.evaluate(columns, N=N, D=D, **extra), dtype=np.float64)
+
+    def loss_at(self, params: Parameters, N: Array, compute: float | Array) -> Array:
+        """L(N, D(N)) with params name -> [R], N [R, K] (or [1, K]), compute a number or [R, 1]: [R, K]."""
+        return self.loss(params, N, self.tokens(N, compute))
+
+    def best_N(self, params: Parameters, compute: float | Array) -> Array:
+        """N in [low, high] with the least loss at `compute` FLOPs (a number or [R]), one for each sample: [R].
+
+        params: name -> [R]. A sample without an optimum inside gets the better end of the range.
+        """
+        compute = np.asarray(compute, dtype=np.float64)
+        high = np.minimum(self.high, self._serving_limit(compute))
+        N = self._unlimited_best(params, compute, high)
+        if self.repetition is not None:
+            repeats = self._at_tokens(self.repetition.unique_tokens, compute)  # the N that sees each token once
+            again = self._unlimited().tokens(N, compute) > self.repetition.unique_tokens * (1 + 1e-12)
+            if again.any():
+                with_repeats = _minimise(
+                    self._without_cap(), params, compute, self.low, np.clip(repeats, self.low, high)
+                )
+                N = np.where(again, with_repeats, N)
+        return np.clip(np.maximum(N, self._at_tokens(self.most_tokens, compute)), self.low, high)
+
+    def least_compute(
+        self, params: Parameters, target: Any, near: tuple[float, float] | None = None
+    ) -> tuple[Array, Array]:
+        """(C, N) of the least compute for a loss `target` (a number or [R]): [R]; NaN where it is not to be reached.
+
+        near: (C, N) of the point estimate, from which samples are found fast.
+        """
+        target = np.broadcast_to(np.asarray(target, dtype=np.float64), _size(params))
+        floor = self.least_loss(params)
+        solvable = np.isfinite(floor) & (target > floor)
+
+        def excess(loss: Array, N: Array, compute: Array, which: Any) -> Array:
+            above = (loss.T - floor[which]).T
+            return np.log(np.maximum(above, 1e-300).T / (target - floor)[which]).T  # of a power law a line in ln C
+
+        return self._solve(params, excess, solvable, near)
+
+    def total_for_training(
+        self, params: Parameters, training: float, near: tuple[float, float] | None = None
+    ) -> tuple[Array, Array]:
+        """(C, N) of training and serving together whose best division leaves `training` FLOPs to training: [R].
+
+        near: as in least_compute.
+        """
+
+        def lacks(loss: Array, N: Array, compute: Array, which: Any) -> Array:
+            return np.log(training / (FLOPS_PER_PARAMETER_TOKEN * N * self.tokens(N, compute)))
+
+        return self._solve(params, lacks, np.ones(_size(params), dtype=bool), near)
+
+    def _solve(
+        self, params: Parameters, condition: Condition, solvable: Mask, near: tuple[float, float] | None
+    ) -> tuple[Array, Array]:
+        """(C, N) on the frontier where the condition, falling with C, is zero; NaN where it is not."""
+        C, N = np.full(len(solvable), np.nan), np.full(len(solvable), np.nan)
+        left = solvable.copy()
+        if near is not None:
+            C_found, N_found, good = _newton(self, params, condition, near)
+            good &= solvable
+            C[good], N[good] = C_found[good], N_found[good]
+            left &= ~good
+        if left.any():
+            rest = {name: np.broadcast_to(value, len(left))[left] for name, value in params.items()}
+
+            def at_best(compute: Array) -> Array:
+                N = self.best_N(rest, compute)
+                loss = self.loss_at(rest, N[:, None], compute[:, None])[:, 0]
+                return condition(loss, N, compute, left)
+
+            C[left] = _falling_root(at_best, int(left.sum()))
+            found = left & np.isfinite(C)
+            if found.any():
+                N[found] = self.best_N(
+                    {name: np.broadcast_to(v, len(left))[found] for name, v in params.items()}, C[found]
+                )
+        return C, N
+
+    def least_loss(self, params: Parameters) -> Array:
+        """The loss that no compute gets below, [R]: within the limits on N and on tokens."""
+        ends = np.array([min(self.high, 1e60)])
+        D = np.array([min(self.most_tokens, 1e60)])
+        loss = self.loss(params, ends[None], D[None])[:, 0]
+        return np.where(np.isfinite(loss), loss, self.loss(params, np.array([[1e30]]), np.array([[1e30]]))[:, 0])
+
+    def _serving_limit(self, compute: Array) -> Array:
+        """N above which serving leaves no tokens to train on."""
+        if not self.inference_tokens:
+            return np.full(np.shape(compute), inf)
+        return compute / (SERVING_FLOPS * self.inference_tokens) * (1 - 1e-9)
+
+    def _at_tokens(self, tokens: float, compute: Array) -> Array:
+        """N that spends the budget on so many tokens; 0 for infinitely many."""
+        return compute / (FLOPS_PER_PARAMETER_TOKEN * tokens + SERVING_FLOPS * self.inference_tokens)
+
+    def _unlimited(self) -> "Frontier":
+        return replace(self, most_tokens=inf, repetition=None)
+
+    def _without_cap(self) -> "Frontier":
+        return replace(self, most_tokens=inf)
+
+    def _unlimited_best(self, params: Parameters, compute: Array, high: Array) -> Array:
+        if self.law.name in ("chinchilla", "data_constrained") and not self.inference_tokens:
+            N = chinchilla_optimum(params, compute)
+            return np.clip(np.where(np.isfinite(N), N, high), self.low, high)
+        return _minimise(self._unlimited(), params, compute, self.low, high)
 
 
 def best_N(law: Law, params: Parameters, compute: float, low: float, high: float) -> Array:
-    """N in [low, high] with the least loss at `compute` FLOPs, one for each sample: [R].
-
-    params: name -> [R]. A sample without an optimum inside gets the better end of the range.
-    """
-    if law.name == "chinchilla":
-        N = chinchilla_optimum(params, compute)
-        return np.clip(np.where(np.isfinite(N), N, high), low, high)
-    return _minimise(law, params, compute, low, high)
+    """Frontier.best_N without limits on data and without serving."""
+    return Frontier(law, low, high).best_N(params, compute)
 
 
-def chinchilla_optimum(params: Parameters, compute: float) -> Array:
+def loss_at(law: Law, params: Parameters, N: Array, compute: float | Array) -> Array:
+    """Frontier.loss_at without limits on data and without serving."""
+    return Frontier(law, 0.0, inf).loss_at(params, N, compute)
+
+
+def chinchilla_optimum(params: Parameters, compute: float | Array) -> Array:
     """N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)) (Hoffmann et al. 2022, eq. 4)."""
     A, B, alpha, beta = (np.asarray(params[name], dtype=np.float64) for name in ("A", "B", "alpha", "beta"))
     with np.errstate(all="ignore"):  # a degenerate sample has no optimum: NaN or infinity
         log_G = np.log(alpha * A / (beta * B)) / (alpha + beta)
-        return np.exp(log_G + np.log(compute / FLOPS_PER_PARAMETER_TOKEN) * beta / (alpha + beta))
-
-
-def loss_at(law: Law, params: Parameters, N: Array, compute: float | Array) -> Array:
-    """L(N, C / 6N) with params name -> [R] and N [R, K] (or [1, K]): [R, K]."""
-    columns = {name: np.atleast_1d(np.asarray(value, dtype=np.float64))[:, None] for name, value in params.items()}
-    D = np.asarray(compute) / (FLOPS_PER_PARAMETER_TOKEN * N)
-    return np.asarray(law.evaluate(columns, N=N, D=D), dtype=np.float64)
+        return np.exp(log_G + np.log(np.asarray(compute) / FLOPS_PER_PARAMETER_TOKEN) * beta / (alpha + beta))
 
 
 def region_bounds(
-    law: Law, params: Parameters, compute: float, best: float, limit: float, low: float, high: float
+    frontier: Frontier, params: Parameters, compute: float, best: float, limit: float, low: float, high: float
 ) -> tuple[float, float]:
     """Smallest and largest N around `best` whose loss at `compute` stays below `limit`; the range's end if none is."""
     ends = []
     for outer in (low, high):
         x = np.linspace(np.log(best), np.log(outer), 513)
-        inside = loss_at(law, params, np.exp(x)[None], compute)[0] <= limit
+        inside = frontier.loss_at(params, np.exp(x)[None], compute)[0] <= limit
         inside[0] = True
         if inside.all():
             ends.append(outer)
@@ -60,54 +225,127 @@ def region_bounds(
         a, b = x[first - 1], x[first]  # inside, outside
         for _ in range(60):
             middle = 0.5 * (a + b)
-            within = loss_at(law, params, np.exp([[middle]]), compute)[0, 0] <= limit
+            within = frontier.loss_at(params, np.exp([[middle]]), compute)[0, 0] <= limit
             a, b = (middle, b) if within else (a, middle)
         ends.append(float(np.exp(a)))
     return ends[0], ends[1]
 
 
 _GOLDEN = 0.5 * (np.sqrt(5.0) - 1.0)
-_STEP = 0.04
+_STEP = 0.02
 # Eighth-order central differences for f' and f'' at offsets -4..4 (Fornberg 1988, table 1).
 _OFFSETS = np.arange(-4, 5)
 _FIRST = np.array([1 / 280, -4 / 105, 1 / 5, -4 / 5, 0, 4 / 5, -1 / 5, 4 / 105, -1 / 280]) / _STEP
 _SECOND = np.array([-1 / 560, 8 / 315, -1 / 5, 8 / 5, -205 / 72, 8 / 5, -1 / 5, 8 / 315, -1 / 560]) / _STEP**2
+_FEW = 16  # samples that may take their time: at a kink only the golden section is exact
 
 
-def _minimise(law: Law, params: Parameters, compute: float, low: float, high: float) -> Array:
+def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, high: Any) -> Array:
+    """compute, low, high: numbers or [R]."""
+    size = max(np.size(value) for value in (*params.values(), compute, low, high))
+    C = np.broadcast_to(compute, size)[:, None]
+    first, last = (np.broadcast_to(np.log(end), size) for end in (low, high))
+
     def f(x: Array) -> Array:
-        return loss_at(law, params, np.exp(x), compute)
+        values = frontier.loss_at(params, np.exp(x), C)
+        return np.where(np.isfinite(values), values, np.inf)
 
-    grid = np.linspace(np.log(low), np.log(high), max(24, int(2 * np.log(high / low))))
-    values = f(grid[None])
-    values = np.where(np.isfinite(values), values, np.inf)
-    start = values.argmin(axis=1)
-    at_end = (start == 0) | (start == len(grid) - 1)
-    a, b = grid[np.maximum(start - 1, 0)], grid[np.minimum(start + 1, len(grid) - 1)]  # [R]
+    share = np.linspace(0.0, 1.0, max(24, int(2 * np.max(last - first))))
+    grid = first[:, None] + (last - first)[:, None] * share
+    row = np.arange(size)
+    start = f(grid).argmin(axis=1)
+    at_end = (start == 0) | (start == len(share) - 1)
+    a, b = grid[row, np.maximum(start - 1, 0)], grid[row, np.minimum(start + 1, len(share) - 1)]  # [R]
     left, right = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
     f_left, f_right = f(left[:, None])[:, 0], f(right[:, None])[:, 0]
-    for _ in range(14):
-        lower = f_left < f_right
-        a, b = np.where(lower, a, left), np.where(lower, right, b)
-        new = np.where(lower, b - _GOLDEN * (b - a), a + _GOLDEN * (b - a))
-        f_new = f(new[:, None])[:, 0]
-        left, right = np.where(lower, new, right), np.where(lower, left, new)
-        f_left, f_right = np.where(lower, f_new, f_right), np.where(lower, f_left, f_new)
-    x = np.where(f_left < f_right, left, right)
-    best = np.minimum(f_left, f_right)
-    newton = x.copy()
-    for _ in range(4):
-        around = f(newton[:, None] + _STEP * _OFFSETS)
-        slope, curvature = around @ _FIRST, around @ _SECOND
-        with np.errstate(divide="ignore", invalid="ignore"):
-            step = np.where(curvature > 0, slope / curvature, 0.0)
-        newton = newton - np.clip(np.nan_to_num(step), -0.5, 0.5)
-    # A kink or a flat valley can mislead differences: the golden section's point stands unless Newton's is as good.
-    refined = f(newton[:, None])[:, 0]
-    keep = (refined <= best * (1 + 1e-12)) & (newton > a - 0.5) & (newton < b + 0.5)
+    for narrowed in (14, 36):
+        for _ in range(narrowed):
+            lower = f_left < f_right
+            a, b = np.where(lower, a, left), np.where(lower, right, b)
+            new = np.where(lower, b - _GOLDEN * (b - a), a + _GOLDEN * (b - a))
+            f_new = f(new[:, None])[:, 0]
+            left, right = np.where(lower, new, right), np.where(lower, left, new)
+            f_left, f_right = np.where(lower, f_new, f_right), np.where(lower, f_left, f_new)
+        x = np.where(f_left < f_right, left, right)
+        best = np.minimum(f_left, f_right)
+        newton, step = x.copy(), np.zeros(size)
+        for _ in range(4):
+            around = f(newton[:, None] + _STEP * _OFFSETS)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                slope, curvature = around @ _FIRST, around @ _SECOND
+                step = np.where(curvature > 0, slope / curvature, np.nan)
+            newton = newton - np.clip(np.nan_to_num(step), -0.5, 0.5)
+        # A kink or a flat valley can mislead differences: the golden section's point stands unless Newton's is as good.
+        refined = f(newton[:, None])[:, 0]
+        keep = (refined <= best * (1 + 1e-12)) & (newton > a - 0.5) & (newton < b + 0.5)
+        if size > _FEW or np.all((keep & (np.abs(step) < 1e-6)) | at_end):
+            break
     x = np.where(keep & ~at_end, newton, x)
-    ends = np.array([np.log(low), np.log(high)])
-    f_ends = f(ends[None])
-    end = np.where(f_ends[:, 0] < f_ends[:, 1], ends[0], ends[1])
-    x = np.where(at_end & (np.nanmin(f_ends, axis=1) <= best), end, x)
-    return np.exp(np.clip(x, ends[0], ends[1]))
+    ends = np.stack([first, last], axis=1)
+    f_ends = f(ends)
+    end = np.where(f_ends[:, 0] < f_ends[:, 1], first, last)
+    x = np.where(at_end & (f_ends.min(axis=1) <= best), end, x)
+    return np.exp(np.clip(x, first, last))
+
+
+def _size(params: Parameters) -> int:
+    return max(np.size(value) for value in params.values())
+
+
+_LEAST_COMPUTE, _MOST_COMPUTE = np.log(1e3), np.log(1e60)
+
+
+def _newton(
+    frontier: Frontier, params: Parameters, condition: Condition, near: tuple[float, float]
+) -> tuple[Array, Array, Mask]:
+    """(C, N, which are good) by Newton steps on ln N and ln C together from `near`, with second-order differences.
+
+    Good is what has come to rest at a minimum within the limits; N then is right to about 1e-4, C to its square.
+    """
+    size, step = _size(params), 0.02
+    c, x = np.full(size, np.log(near[0])), np.full(size, np.log(near[1]))
+    i_x, i_c = (axis.ravel() * step for axis in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
+    moved = np.full(size, np.inf)
+    with np.errstate(all="ignore"):
+        for _ in range(6):
+            N, C = np.exp(x[:, None] + i_x), np.exp(c[:, None] + i_c)  # [R, 9]
+            loss = frontier.loss_at(params, N, C)
+            L = loss.reshape(size, 3, 3)
+            g = np.asarray(condition(loss, N, C, slice(None))).reshape(size, 3, 3)
+            L_x, L_xx = (L[:, 2, 1] - L[:, 0, 1]) / (2 * step), (L[:, 2, 1] - 2 * L[:, 1, 1] + L[:, 0, 1]) / step**2
+            L_xc = (L[:, 2, 2] - L[:, 2, 0] - L[:, 0, 2] + L[:, 0, 0]) / (4 * step**2)
+            g_x, g_c = (g[:, 2, 1] - g[:, 0, 1]) / (2 * step), (g[:, 1, 2] - g[:, 1, 0]) / (2 * step)
+            determinant = L_xx * g_c - L_xc * g_x
+            dx = (-L_x * g_c + L_xc * g[:, 1, 1]) / determinant
+            dc = (-L_xx * g[:, 1, 1] + L_x * g_x) / determinant
+            moved = np.maximum(np.abs(dx), np.abs(dc))
+            x, c = x + np.clip(dx, -1, 1), c + np.clip(dc, -2, 2)
+            if np.all((moved < 1e-5) | ~np.isfinite(moved)):
+                break
+        N, C = np.exp(x), np.exp(c)
+        inside = (frontier.low < N) & (frontier.high > N) & (frontier.tokens(N, C) < frontier.most_tokens)
+        if frontier.repetition is not None:  # the stencil must not straddle where repetition begins
+            inside &= np.abs(np.log(frontier.tokens(N, C) / frontier.repetition.unique_tokens)) > 3 * step
+    return C, N, inside & (moved < 1e-3) & (L_xx > 0)
+
+
+def _falling_root(f: Callable[[Array], Array], size: int) -> Array:
+    """C [R] at which f, falling with C, is zero, on ln C by the Illinois rule (Dowell & Jarratt 1971); NaN where there is
+    none between 1e3 and 1e60."""
+    with np.errstate(all="ignore"):
+        a, b = np.full(size, _LEAST_COMPUTE), np.full(size, _MOST_COMPUTE)
+        f_a, f_b = f(np.exp(a)), f(np.exp(b))
+        c, side = 0.5 * (a + b), np.zeros(size)
+        enough = 1e-13 if size <= _FEW else 1e-6
+        for _ in range(80):
+            step = a - f_a * (b - a) / (f_b - f_a)
+            c = np.where(np.isfinite(step), np.clip(step, a, b), 0.5 * (a + b))
+            f_c = f(np.exp(c))
+            above = f_c > 0
+            f_a = np.where(above, f_c, np.where(side < 0, 0.5 * f_a, f_a))
+            f_b = np.where(above, np.where(side > 0, 0.5 * f_b, f_b), f_c)
+            a, b, side = np.where(above, c, a), np.where(above, b, c), np.where(above, 1.0, -1.0)
+            if np.all((np.abs(f_c) < enough) | (b - a < 1e-14 * np.abs(b))):
+                break
+    at_end = (c <= _LEAST_COMPUTE + 1e-9) | (c >= _MOST_COMPUTE - 1e-9)
+    return np.where(at_end, np.nan, np.exp(c))

@@ -11,6 +11,9 @@ import numpy as np
 
 from pyscaling.accounting import PF_DAY, Shape, parameter_count
 from pyscaling.planning.batch import BatchSize
+from pyscaling.planning.budget import Budget
+from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS
+from pyscaling.planning.units import check_positive, format_count, format_time
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,14 @@ class Region:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train for `compute` FLOPs.
+    """What to train for `compute` FLOPs, or what is needed for a goal.
 
     N: non-embedding parameters, D: tokens, loss: in nats per token, each a Quantity with an interval of `level`
     (N and D: of the optimum; loss: of the run to be made). batch: tokens per step and where that number comes from.
-    shape: a concrete architecture near N. warnings: what to know before trusting the plan.
+    shape: a concrete architecture near N. floor: the loss that no compute gets below, within the limits. needed: the least
+    compute for the goal, if one was set. binding: the limits that the plan runs into. dominant: the parameter with which
+    ln N varies most over the bootstrap, and the share of its variance that goes along with it. compute pays for training and
+    for serving inference_tokens. warnings: what to know before trusting the plan.
     """
 
     compute: float
@@ -78,10 +84,59 @@ class Plan:
     law: str
     extrapolation: float  # compute over the largest compute in the data
     warnings: tuple[str, ...] = ()
+    floor: Quantity = field(kw_only=True)
+    budget: Budget = field(kw_only=True)
+    needed: Quantity | None = field(default=None, kw_only=True)
+    inference_tokens: float = field(default=0.0, kw_only=True)
+    trained_alone: tuple[float, float] | None = field(default=None, kw_only=True)  # (N, loss) if nothing were served
+    unique_tokens: float | None = field(default=None, kw_only=True)
+    serving_apart: bool = field(default=False, kw_only=True)  # the budget is training's alone
+    binding: tuple[str, ...] = field(default=(), kw_only=True)
+    dominant: tuple[str, float] | None = field(default=None, kw_only=True)
     _region: Callable[[float], Region] = field(repr=False, compare=False, kw_only=True)
     _isoflop: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
         repr=False, compare=False, kw_only=True
     )
+    _with_more_data: Callable[[float], tuple[float, float]] = field(repr=False, compare=False, kw_only=True)
+
+    @property
+    def training_compute(self) -> float:
+        """6ND, in FLOPs."""
+        return FLOPS_PER_PARAMETER_TOKEN * self.N.value * self.D.value
+
+    @property
+    def serving_compute(self) -> float:
+        """2N for each token to be served, in FLOPs."""
+        return SERVING_FLOPS * self.N.value * self.inference_tokens
+
+    @property
+    def epochs(self) -> float | None:
+        """How often each unique token is seen; None without a limit on them."""
+        return None if self.unique_tokens is None else self.D.value / self.unique_tokens
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of training, on the budget's device at its utilisation; None without a device."""
+        return self.budget.gpu_hours(self.training_compute)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Of training on all the budget's devices; None without a device."""
+        return self.budget.seconds(self.training_compute)
+
+    @property
+    def price(self) -> float | None:
+        """Of training, in the money of price_per_gpu_hour; None without one."""
+        return self.budget.price(self.training_compute)
+
+    def with_more_data(self, tokens: float = 1e9) -> tuple[float, float]:
+        """(loss saved, compute saved as a factor) by so many more unique tokens, at the same compute.
+
+        The factor is the compute that the present data would need for the lower loss, over the plan's; infinite where it
+        cannot get there. (0, 1) where tokens do not repeat.
+        """
+        check_positive("tokens", tokens)
+        return self._with_more_data(float(tokens))
 
     @property
     def batch_tokens(self) -> int:
@@ -104,11 +159,27 @@ class Plan:
         region = self.region(0.01)
         return {
             "compute": self.compute,
+            "training_compute": self.training_compute,
+            "serving_compute": self.serving_compute,
+            "limits": self.budget.limits,
+            "binding": list(self.binding),
+            "compute_needed": None if self.needed is None else asdict(self.needed),
             "law": self.law,
             "level": self.level,
             "N": asdict(self.N),
             "D": asdict(self.D),
             "loss": asdict(self.loss),
+            "floor": asdict(self.floor),
+            "unique_tokens": self.unique_tokens,
+            "epochs": self.epochs,
+            "inference_tokens": self.inference_tokens,
+            "device": None if self.budget.device is None else self.budget.device.name,
+            "devices": self.budget.devices,
+            "utilisation": self.budget.utilisation,
+            "gpu_hours": self.gpu_hours,
+            "training_seconds": self.training_seconds,
+            "price": self.price,
+            "dominant": None if self.dominant is None else list(self.dominant),
             "tokens_per_parameter": self.tokens_per_parameter,
             "batch_tokens": self.batch_tokens,
             "batch_source": self.batch.source,
@@ -130,9 +201,13 @@ class Plan:
         """A pandas DataFrame with one row per quantity: value, low, high (the same where nothing is estimated)."""
         import pandas as pd
 
-        rows = {"N": self.N, "D": self.D, "loss": self.loss}
+        rows = {"N": self.N, "D": self.D, "loss": self.loss, "floor": self.floor}
+        if self.needed is not None:
+            rows["compute_needed"] = self.needed
+        known = {"gpu_hours": self.gpu_hours, "training_seconds": self.training_seconds, "price": self.price}
         fixed = {
             "compute": self.compute,
+            **{name: value for name, value in known.items() if value is not None},
             "batch_tokens": self.batch_tokens,
             "steps": self.steps,
             "N_shape": self.shape.N,
@@ -144,16 +219,31 @@ class Plan:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The plan as printed: (name, value, interval, note)."""
         shape, region, batch = self.shape, self.region(0.01), self.batch
+        epochs = "" if self.epochs is None else f", {self.epochs:.3g} epochs" if self.epochs > 1 else ", none repeated"
         ratio, near = (
             f"{self.tokens_per_parameter:.3g}",
             f"{format_count(region.N_low)} to {format_count(region.N_high)}",
         )
         heads = f"{shape.n_head} heads of {shape.head_dim}"
+        pays = "C = 6ND" if not self.inference_tokens else "C = 6ND + 2N x tokens served"
+        needed = "" if self.needed is None else _interval(self.needed, "{:.3g}".format)
         return [
-            ("compute C", f"{self.compute:.4g} FLOPs", "", f"{self.compute / PF_DAY:.3g} PF-days; C = 6ND"),
+            ("compute C", f"{self.compute:.4g} FLOPs", needed, f"{self.compute / PF_DAY:.3g} PF-days; {pays}"),
+            *self._spent(),
             ("model N", format_count(self.N.value), _interval(self.N, format_count), "non-embedding parameters"),
-            ("data D", format_count(self.D.value), _interval(self.D, format_count), f"tokens, {ratio} per parameter"),
+            (
+                "data D",
+                format_count(self.D.value),
+                _interval(self.D, format_count),
+                f"tokens, {ratio} per parameter{epochs}",
+            ),
             ("loss L", f"{self.loss.value:.4f}", _interval(self.loss, "{:.4f}".format), "nats per token, of a run"),
+            (
+                "floor",
+                f"{self.floor.value:.4f}",
+                _interval(self.floor, "{:.4f}".format),
+                f"no compute leads below; the plan lies {self.loss.value - self.floor.value:.3g} above",
+            ),
             ("batch B", format_count(batch.tokens), "", f"tokens; {batch.source}"),
             ("steps S", f"{self.steps:,}", "", "D / B"),
             (
@@ -163,7 +253,37 @@ class Plan:
                 f"n_layer x d_model, {heads}; N = {format_count(shape.N)}",
             ),
             ("region", near, "", "N whose loss is within 1 % of the best"),
+            *([] if self.dominant is None else [("unsure of", self.dominant[0], "", self._unsure())]),
         ]
+
+    def _spent(self) -> list[tuple[str, str, str, str]]:
+        """What the compute goes to, in FLOPs, time and money."""
+        rows = []
+        if self.inference_tokens:
+            share = f"{self.training_compute / self.compute:.0%} of it; the rest serves {format_count(self.inference_tokens)}"
+            rows.append(("training", f"{self.training_compute:.4g} FLOPs", "", f"{share} tokens"))
+        if self.trained_alone is not None:
+            N, loss = self.trained_alone
+            served = f"a loss of {loss:.4f}, but {SERVING_FLOPS * N * self.inference_tokens:.3g} FLOPs more to serve"
+            rows.append(("all trained", format_count(N), "", f"the N if training took all of C: {served}"))
+        b = self.budget
+        if self.gpu_hours is not None and self.training_seconds is not None and b.device is not None:
+            how = f"on {b.devices:g} {b.device.name} at {b.utilisation:.0%} of the peak, {self.gpu_hours:.4g} GPU-hours"
+            rows.append(("time", format_time(self.training_seconds), "", how))
+        if self.price is not None:
+            rows.append(
+                ("price", f"{self.price:,.4g}", "", f"at {self.budget.price_per_gpu_hour:g} a GPU-hour, of training")
+            )
+        paid = self.training_compute if self.serving_apart else self.compute
+        others = {name: flops for name, flops in self.budget.limits.items() if flops > 1.0001 * paid}
+        if self.binding or others:
+            slack = "; ".join(f"{name} allows {flops / paid:.3g} x as much" for name, flops in others.items())
+            rows.append(("limited by", ", ".join(self.binding) or "the goal", "", slack))
+        return rows
+
+    def _unsure(self) -> str:
+        assert self.dominant is not None
+        return f"{self.dominant[1]:.0%} of the variance of ln N goes along with it"
 
     def __str__(self) -> str:
         title = f"plan by {self.law}, {self.level:.0%} intervals"
@@ -190,11 +310,13 @@ class Plan:
             ax = plt.figure(figsize=(6.4, 4.4), dpi=150, layout="constrained").add_subplot()
         region, best = self.region(0.01), self.N.value
         half = np.log(max(region.N_high / best, best / region.N_low, self.N.high / best, best / self.N.low, 2.0))
-        N = best * np.exp(np.linspace(-1.5, 1.5, 201) * min(half, 8.0))
+        N = best * np.exp(np.linspace(-1.5, 1.5, 401) * min(half, 8.0))
         value, low, high = self._isoflop(N)
+        shown = value < 1.2 * np.nanmin(value)  # where serving leaves little to train on, the loss knows no bound
+        N, value, low, high = (array[shown] for array in (N, value, low, high))
         within = (region.N_low <= N) & (region.N_high >= N)
         ax.fill_between(N, low, high, color="0.88", lw=0, label=f"{self.level:.0%} band of the curve")
-        ax.plot(N, value, "k--", lw=1.1, label=f"L(N, C/6N) at C = {self.compute:.3g} FLOPs")
+        ax.plot(N, value, "k--", lw=1.1, label=f"L(N, D) of what C = {self.compute:.3g} FLOPs pays for")
         ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label="within 1 % of the best loss")
         at_best = float(self._isoflop(np.array([best]))[0][0])
         error = [[max(best - self.N.low, 0.0)], [max(self.N.high - best, 0.0)]]
@@ -223,14 +345,6 @@ def log_count_axis(ax: Any, which: Literal["x", "y"] = "x") -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
     axis.set_minor_formatter(NullFormatter())
-
-
-def format_count(value: float) -> str:
-    """A count as people say it: 1.23 M, 70 B."""
-    for size, suffix in ((1e15, None), (1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if value >= 0.9995 * size:
-            return f"{value:.3g}" if suffix is None else f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 def _interval(quantity: Quantity, write: Callable[[float], str]) -> str:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from pyscaling import __version__
-from pyscaling.planning.result import format_count
+from pyscaling.planning.units import format_count
 from pyscaling.report import plots
 from pyscaling.report.analysis import TOLERANCE, Analysis, FittedLaw, HeldOutTest, analyse
 

@@ -20,6 +20,8 @@ _HOME = {
     "envelope": "fitting",
     "isoflop": "fitting",
     "plan": "planning",
+    "next_runs": "planning",
+    "overtake": "planning",
     "Plan": "planning",
     "Study": "study",
 }
@@ -47,6 +49,6 @@ if TYPE_CHECKING:
     # the functions, not their modules
     from pyscaling.fitting import Fit, compare, compute_gain, envelope, fit, isoflop  # type: ignore[no-redef]
     from pyscaling.laws import Law
-    from pyscaling.planning import Plan, plan
+    from pyscaling.planning import Plan, next_runs, overtake, plan  # type: ignore[no-redef]
     from pyscaling.runs import Runs, read_runs
     from pyscaling.study import Study

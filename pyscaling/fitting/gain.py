@@ -46,7 +46,7 @@ class ComputeGain(Result):
         if not np.all(np.isfinite(C) & (C > 0)):
             raise ValueError(f"C must be finite and positive, got {C}; it is a compute in FLOPs.")
         a, b = self.fits.values()
-        value = _needed(a, None, np.asarray(b.evaluate(C=C.ravel())), C.ravel()).reshape(C.shape) / C
+        value = compute_needed(a, None, np.asarray(b.evaluate(C=C.ravel())), C.ravel()).reshape(C.shape) / C
         # Quantiles of the reciprocal, which an unreachable loss makes zero.
         ends = np.quantile(1 / self._drawn(C.ravel()), [(1 + self.level) / 2, (1 - self.level) / 2], axis=0)
         with np.errstate(divide="ignore"):
@@ -59,7 +59,7 @@ class ComputeGain(Result):
         """Gains [R, n] of the resamples at C [n]."""
         a, b = self.fits.values()
         loss = np.asarray(b.evaluate(self._samples[1], C=C))
-        return _needed(a, self._samples[0], loss, C) / C
+        return compute_needed(a, self._samples[0], loss, C) / C
 
     def _notes(self) -> tuple[str, ...]:
         notes = [f"{name}: {'; '.join(f.evidence.concerns)}" for name, f in self.fits.items() if f.evidence.concerns]
@@ -197,7 +197,7 @@ def _frontier(runs: Runs) -> np.ndarray:
     return np.sort(order[loss < np.r_[np.inf, np.minimum.accumulate(loss)[:-1]]])
 
 
-def _needed(fitted: Fit, samples: np.ndarray | None, loss: np.ndarray, C: np.ndarray) -> np.ndarray:
+def compute_needed(fitted: Fit, samples: np.ndarray | None, loss: np.ndarray, C: np.ndarray) -> np.ndarray:
     """The compute [..., n] with which a falling law reaches losses [..., n]; infinite where it never does."""
     low = np.broadcast_to(np.log(C) - _REACH, loss.shape)
     high = np.broadcast_to(np.log(C) + _REACH, loss.shape)

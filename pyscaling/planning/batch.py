@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pyscaling.planning.units import check_positive
 
 KAPLAN_B_STAR = 2.1e8  # tokens
 KAPLAN_ALPHA_B = 0.21
@@ -89,14 +90,3 @@ def _continued(measured: Mapping[str, Any], loss: float) -> tuple[float, str]:
         return last, "the measured noise scale at the lowest losses (it shows no trend)"
     reach = max(np.log(loss), x.min() - 0.5)  # beyond that a noisy slope says nothing
     return float(np.exp(intercept + slope * reach)), f"the measured noise scale, as L^{slope:.1f}"
-
-
-def check_positive(name: str, value: Any, what: str = "") -> NDArray[np.float64]:
-    """`value` as an array of floats; ValueError naming it where a number is not finite and positive."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.array(np.nan)
-    if not np.all(np.isfinite(array) & (array > 0)):
-        raise ValueError(f"{name} must be finite and positive, got {value!r}{'; ' + what if what else ''}.")
-    return array

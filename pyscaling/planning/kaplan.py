@@ -17,9 +17,9 @@ from pyscaling.accounting import PF_DAY
 from pyscaling.fitting.bootstrap import Bootstrap, check_level
 from pyscaling.fitting.result import Result, new_axes, text_table
 from pyscaling.laws import Law
-from pyscaling.planning.batch import check_positive, critical_batch
+from pyscaling.planning.batch import critical_batch
 from pyscaling.planning.result import Quantity
-from pyscaling.planning.units import format_count
+from pyscaling.planning.units import check_positive, format_count
 
 Array = NDArray[np.float64]
 PowerLaw = tuple[float, float]  # coefficient and exponent

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pyscaling.accounting import parse_compute
 from pyscaling.fitting.bootstrap import check_level
-from pyscaling.fitting.gain import _needed
+from pyscaling.fitting.gain import compute_needed
 from pyscaling.fitting.result import Result, new_axes
-from pyscaling.planning.batch import check_positive
 from pyscaling.planning.frontier import Frontier
+from pyscaling.planning.units import check_positive
 
 Array = NDArray[np.float64]
 
@@ -240,8 +240,8 @@ class _Curve:
         if self.frontier is None:
             at = np.array([C])
             if samples is None:
-                return _needed(self.fit, None, loss, at)
-            return _needed(self.fit, samples, loss[:, None], at)[:, 0]
+                return compute_needed(self.fit, None, loss, at)
+            return compute_needed(self.fit, samples, loss[:, None], at)[:, 0]
         near = None
         if samples is not None:
             found = self.frontier.least_compute(self._params(None), float(np.median(loss)))

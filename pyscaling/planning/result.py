@@ -197,6 +197,29 @@ class Plan:
             Path(path).write_text(text)
         return text
 
+    def to_toml(self, corpus: str = "sotu", name: str = "planned") -> str:
+        """The run as a study that `pyscaling study` accepts: its shape, batch and tokens, on a corpus of yours.
+
+        corpus: a file, folder or glob of text. Tokens are whole steps; rates and schedule are the study's defaults.
+        """
+        shape = self.shape
+        batch = max(1, round(self.batch_tokens / shape.context)) * shape.context
+        model = {
+            "context": shape.context, "mlp": shape.mlp, "norm": shape.norm, "position": shape.position, "tied": shape.tied,
+            "bias": shape.bias, "qk_norm": shape.qk_norm, "rope_base": float(shape.rope_base),
+        }  # fmt: skip
+        size = {"d_model": shape.d_model, "n_layer": shape.n_layer, "n_head": shape.n_head, "d_ff": shape.d_ff}
+        tables: dict[str, dict[str, Any]] = {
+            "[corpus]": {"source": corpus, "vocab_size": shape.vocab_size},
+            "[model]": model,
+            "[training]": {"budgets": [max(2, round(self.D.value / batch)) * batch], "batch_tokens": batch},
+            "[[sizes]]": size,
+        }
+        lines = [f"name = {json.dumps(name)}", f"law = {json.dumps(self.law)}"]
+        for header, table in tables.items():
+            lines += ["", header, *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        return "\n".join(lines) + "\n"
+
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row per quantity: value, low, high (the same where nothing is estimated)."""
         import pandas as pd

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from pyscaling.accounting import PF_DAY
 from pyscaling.fitting.result import Result, new_axes, text_table
-from pyscaling.planning.batch import check_positive, critical_batch, steps_and_tokens
+from pyscaling.planning.batch import critical_batch, steps_and_tokens
 from pyscaling.planning.device import Device, device
 from pyscaling.planning.kaplan import KAPLAN_2020
-from pyscaling.planning.units import format_count
+from pyscaling.planning.units import check_positive, format_count
 
 Array = NDArray[np.float64]
 

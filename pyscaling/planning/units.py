@@ -4,6 +4,9 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _SECONDS = {
     "s": 1.0,
     "min": 60.0,
@@ -46,7 +49,7 @@ def parse_count(name: str, value: Any) -> float:
         if match is None:
             raise ValueError(f'{name}={value!r} is not a count; write for example "40B", "1e12" or "1.5 T".')
         number = _number(name, match[1], value) * _COUNTS[match[2].lower()]
-    check_positive(name, number, value)
+    check_positive(name, number, given=value)
     return float(number)
 
 
@@ -61,14 +64,25 @@ def parse_memory(name: str, value: Any) -> float:
         if match is None:
             raise ValueError(f'{name}={value!r} is not a size with a unit; write for example "80 GB" or "24 GiB".')
         number = _number(name, match[1], value) * _BYTES[match[2].lower()]
-    check_positive(name, number, value)
+    check_positive(name, number, given=value)
     return float(number)
 
 
-def check_positive(name: str, number: Any, given: Any = None) -> None:
-    """Raises ValueError unless the number is finite and positive."""
-    if not (is_number(number) and math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be finite and positive, got {(number if given is None else given)!r}.")
+def check_positive(name: str, value: Any, what: str = "", given: Any = None) -> NDArray[np.float64]:
+    """`value`, a number or several, as an array of floats; ValueError that names it where one is not finite and positive.
+
+    what: the unit, for the message. given: what the user wrote, where that is not `value` itself.
+    """
+    try:
+        if isinstance(value, str | bool):
+            raise TypeError
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
+    if not np.all(np.isfinite(array) & (array > 0)):
+        shown = repr(value if given is None else given)
+        raise ValueError(f"{name} must be finite and positive, got {shown}{'; ' + what if what else ''}.")
+    return array
 
 
 def is_number(value: Any) -> bool:

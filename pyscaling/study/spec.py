@@ -3,6 +3,7 @@
 Token counts may carry a unit ("500k", "2M", "1.5B"). Every key is known: a misspelt one is an error.
 """
 
+import json
 import re
 import tomllib
 from importlib import resources
@@ -84,6 +85,41 @@ class SizeSpec(_Table):
     budgets: tuple[Tokens, ...] | None = Field(default=None, min_length=1)  # replaces the budgets of [training]
 
 
+class AddedSpec(_Table):
+    """[[added]] runs of one shape and budget that `Study.extend` added, each trained on its own; written by it.
+
+    batch: names the call that added them. first_seed: of the `seeds` runs. learning_rate, rate_factor: as in [[sizes]].
+    """
+
+    batch: str = Field(pattern=r"^[0-9a-f]+$")
+    d_model: PositiveInt
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    d_ff: PositiveInt | None = None
+    D: Tokens
+    seeds: PositiveInt = 1
+    first_seed: int = 0
+    learning_rate: Rate | None = None
+    rate_factor: PositiveFloat = 1.0
+
+    @property
+    def size(self) -> SizeSpec:
+        return SizeSpec(
+            d_model=self.d_model,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            d_ff=self.d_ff,
+            learning_rate=self.learning_rate,
+            rate_factors=(self.rate_factor,),
+            seeds=self.seeds,
+            budgets=(self.D,),
+        )
+
+    @property
+    def fleet_id(self) -> str:
+        return f"d{self.d_model}-l{self.n_layer}-D{self.D}-x{self.batch}"
+
+
 class TrainingSpec(_Table):
     """[training] the recipe. learning_rate: peak rate at d_model 64, or "kaplan" for LR(N) of Kaplan et al."""
 
@@ -128,6 +164,7 @@ class StudySpec(_Table):
     training: TrainingSpec
     evaluation: EvaluationSpec = EvaluationSpec()
     sizes: tuple[SizeSpec, ...] = Field(min_length=1)
+    added: tuple[AddedSpec, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
@@ -147,6 +184,13 @@ class StudySpec(_Table):
         for size in self.sizes:
             self.shape(size, vocab_size=self.corpus.vocab_size)
             self._check_budgets(size)
+        for added in self.added:
+            self.shape(added.size, vocab_size=self.corpus.vocab_size)
+            self._check_budgets(added.size)
+        if len({added.fleet_id for added in self.added}) < len(self.added):
+            raise ValueError(
+                "added: two entries have the same batch, d_model, n_layer and D; give one of them more seeds"
+            )
         return self
 
     def warmup_steps(self, size: SizeSpec) -> int:
@@ -190,10 +234,33 @@ class StudySpec(_Table):
             size.d_model, size.n_layer, size.n_head, size.d_ff or 0, vocab_size=vocab_size, **self.model.model_dump()
         )
 
+    def to_toml(self, only: str | None = None) -> str:
+        """The spec, or one of its keys, as TOML that `from_toml` reads back; what is at its default is left out."""
+        table = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        table = {key: value for key, value in table.items() if only in (None, key)}
+        lines = [_toml_line(key, value) for key, value in table.items() if not _is_table(value)]
+        for key, value in table.items():
+            if isinstance(value, dict):
+                lines += ["", f"[{key}]", *(_toml_line(*item) for item in value.items())]
+            elif _is_table(value):
+                for entry in value:
+                    lines += ["", f"[[{key}]]", *(_toml_line(*item) for item in entry.items())]
+        return "\n".join(lines) + "\n"
+
     def budgets(self, size: SizeSpec) -> tuple[int, ...]:
         """Token budgets of a size, ascending, each rounded down to whole steps."""
         batch = self.training.batch_tokens
         return tuple(sorted({b // batch * batch for b in size.budgets or self.training.budgets}))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _toml_line(key: str, value: Any) -> str:
+    return (
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"  # TOML writes text, numbers, booleans and lists as JSON does
+    )
 
 
 def preset_names() -> list[str]:

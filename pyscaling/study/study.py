@@ -1,17 +1,29 @@
 """A study from its spec to its table of runs."""
 
+import hashlib
+import math
+import os
 import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyscaling import __version__
+from pyscaling.accounting import Shape, shape_near
 from pyscaling.runs import Runs
-from pyscaling.study.spec import Backend, StudySpec, preset_text
+from pyscaling.study.spec import AddedSpec, Backend, SizeSpec, StudySpec, preset_text
 from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
 
 # What may change between two calls on one folder.
-_NOT_OF_THE_RUNS: Any = {"description": True, "training": {"backend"}}
+_NOT_OF_THE_RUNS: Any = {"description": True, "training": {"backend"}, "added": True}
+_SAME_SIZE = 0.05  # of ln N: an added run takes a shape that the study has already
+_FAR = 0.15  # of ln N or ln D: said, where a run cannot be nearer to what was asked for
+
+if TYPE_CHECKING:
+    from pyscaling.study.executor import WorkItem
 
 
 class Study:
@@ -23,7 +35,7 @@ class Study:
     def __init__(self, spec: StudySpec, folder: str | Path | None = None, *, text: str | None = None) -> None:
         self.spec = spec
         self.folder = Path(folder) if folder is not None else Path("studies") / spec.name
-        self._text = text if text is not None else spec.model_dump_json(indent=1)
+        self._text = text if text is not None else spec.to_toml()
 
     @classmethod
     def from_toml(cls, path: str | Path, folder: str | Path | None = None) -> "Study":
@@ -62,9 +74,11 @@ class Study:
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"the study's folder {str(self.folder)!r} is a file; choose another with --out.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with Store(self.folder, self._text, spec_key(self.spec.model_dump_json(exclude=_NOT_OF_THE_RUNS))) as store:
+        with self._store() as store:
             items, rows, facts = plan_fleets(self.spec, self.folder)
-            store.add_runs(rows)
+            added_items, added_rows = _plan_added(self.spec, self.folder)
+            items += added_items
+            store.add_runs([*rows, *added_rows])
             store.set_facts({"version": __version__, **facts})
             pending = store.pending_fleets()
             items = [item for item in items if item.job.fleet_id in pending]
@@ -78,14 +92,144 @@ class Study:
                 store.set_facts({"wall_s": wall})
         return self.runs
 
+    def extend(
+        self, runs: Any, *, workers: int | None = None, progress: bool = True, backend: Backend | None = None
+    ) -> Runs:
+        """Adds runs to a study that exists, trains what is pending and returns all runs.
+
+        runs: what `next_runs` gives, a table with columns N and D, or pairs (N, D) or (Shape, D), of which a shape's widths and
+        depth are taken. N becomes the study's own size within 5 %, otherwise `accounting.shape_near` with the study's [model]; D
+        whole steps, two at least. A run that occurs several times gets as many seeds. Each is trained on its own with a
+        seed of its shape that no run had, at the rate of the nearest size, by the rate factor that did best near it.
+
+        The runs become [[added]] of the folder's study.toml in one step, and finished runs stay as they are: killed, an
+        extension is made wholly or not at all, and `run` goes on with it. The same call again adds nothing: a table is known
+        by its runs, and next_runs also by the runs that it was planned from.
+        workers, progress, backend: as in `run`. Raises ValueError for runs without N or D, and StudyError if the folder
+        holds no study, or another's.
+        """
+        if not (self.folder / "study.db").exists():
+            raise StudyError(f"{self.folder} is no study folder yet, so nothing can be added to it; call run() first.")
+        wanted, batch = _wanted(runs)
+        with self._store():  # nobody else trains here, or extends
+            added = self._to_add(wanted, batch)
+            if added:
+                spec = StudySpec.model_validate({**self.spec.model_dump(), "added": (*self.spec.added, *added)})
+                self._write(spec)
+        return self.run(workers=workers, progress=progress, backend=backend)
+
+    def _store(self) -> Store:
+        """The open store; from now on this study has what was added to its folder."""
+        self._adopt()
+        store = Store(self.folder, self._text, self._key(self.spec))
+        self._adopt()  # what was added before the folder was ours
+        return store
+
+    @staticmethod
+    def _key(spec: StudySpec) -> str:
+        return spec_key(spec.model_dump_json(exclude=_NOT_OF_THE_RUNS))
+
+    def _adopt(self) -> None:
+        file = self.folder / "study.toml"
+        if not file.is_file():
+            return
+        try:
+            text = file.read_text(encoding="utf-8")
+            there = StudySpec.from_toml(text, str(file))
+        except ValueError:  # the store says whether the folder is this study's
+            return
+        if there.added and self._key(there) == self._key(self.spec):
+            self.spec = self.spec.model_copy(update={"added": there.added})
+            self._text = text
+
+    def _write(self, spec: StudySpec) -> None:
+        """Replaces study.toml at once: the text that is there, with what was added behind it."""
+        file = self.folder / "study.toml"
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        new = spec.added[len(self.spec.added) :]
+        text = text.rstrip("\n") + "\n" + spec.model_copy(update={"added": new}).to_toml(only="added")
+        try:
+            whole = StudySpec.from_toml(text) == spec
+        except ValueError:  # written by hand in another way, or by an earlier version
+            whole = False
+        text = text if whole else spec.to_toml()
+        temporary = file.with_suffix(".tmp")
+        with open(temporary, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+        self.spec, self._text = spec, text
+
+    def _to_add(self, wanted: list[tuple[float | Shape, float]], batch: str | None) -> list[AddedSpec]:
+        spec = self.spec
+        step = spec.training.batch_tokens
+        places = Counter()  # type: Counter[tuple[Shape, int]]
+        for size, D in wanted:
+            shape = self._shape(size)
+            tokens = max(2, round(D / step)) * step
+            if abs(math.log(tokens / D)) > _FAR:
+                warnings.warn(f"D={D:.4g} becomes {tokens}, whole steps of {step} tokens, two at least.", stacklevel=3)
+            places[shape, tokens] += 1
+        if batch is None:
+            named = sorted((s.d_model, s.n_layer, s.n_head, s.d_ff, D, n) for (s, D), n in places.items())
+            batch = hashlib.sha256(repr(named).encode()).hexdigest()[:8]
+        if batch in {added.batch for added in spec.added}:
+            return []
+        taken: dict[tuple[int, int], int] = {}
+        for entry in spec.sizes:
+            taken[entry.d_model, entry.n_layer] = spec.seed + entry.seeds
+        for earlier in spec.added:
+            place = earlier.d_model, earlier.n_layer
+            taken[place] = max(taken.get(place, spec.seed), earlier.first_seed + earlier.seeds)
+        finished = self.runs if "finished" in read_table(self.folder, "runs")["status"] else None
+        added = []
+        for (shape, D), count in places.items():
+            place = shape.d_model, shape.n_layer
+            first = taken.get(place, spec.seed)
+            taken[place] = first + count
+            near = _nearest(spec, shape.N)
+            factor = near.rate_factors[len(near.rate_factors) // 2]
+            if finished is not None:
+                miss = [
+                    abs(math.log(N / shape.N)) + abs(math.log(d / D))
+                    for N, d in zip(finished.N, finished.D, strict=True)
+                ]
+                factor = float(finished["rate_factor"][miss.index(min(miss))])
+            added.append(
+                AddedSpec(
+                    batch=batch, d_model=shape.d_model, n_layer=shape.n_layer, n_head=shape.n_head, d_ff=shape.d_ff, D=D,
+                    seeds=count, first_seed=first, learning_rate=near.learning_rate, rate_factor=factor,
+                )
+            )  # fmt: skip
+        return added
+
+    def _shape(self, size: float | Shape) -> Shape:
+        """The study's own shape near N, or the usual one."""
+        spec, options = self.spec, self.spec.model.model_dump()
+        if isinstance(size, Shape):
+            return Shape(
+                size.d_model, size.n_layer, size.n_head, size.d_ff, vocab_size=spec.corpus.vocab_size, **options
+            )
+        entries = [*spec.sizes, *(added.size for added in spec.added)]
+        shapes = [spec.shape(entry, spec.corpus.vocab_size) for entry in entries]
+        near = min(shapes, key=lambda shape: abs(math.log(shape.N / size)))
+        if abs(math.log(near.N / size)) <= _SAME_SIZE:
+            return near
+        shape = shape_near(size, vocab_size=spec.corpus.vocab_size, **options)
+        if abs(math.log(shape.N / size)) > _FAR:
+            warnings.warn(f"N={size:.4g} becomes {shape.N}, the nearest shape's.", stacklevel=4)
+        return shape
+
     @property
     def finished(self) -> bool:
         """Whether no run is left to train."""
         try:
-            status = read_table(self.folder, "runs")["status"]
+            table = read_table(self.folder, "runs")
         except StudyError:  # killed before its tables were made, or never begun
             return False
-        return bool(status) and "pending" not in status
+        there = {added.fleet_id for added in self.spec.added} <= set(table["fleet_id"])
+        return bool(table["status"]) and "pending" not in table["status"] and there
 
     @property
     def all_runs(self) -> Runs:
@@ -112,3 +256,57 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.spec.name!r}, folder={str(self.folder)!r}, {len(self.spec.sizes)} sizes)"
+
+
+def _wanted(runs: Any) -> tuple[list[tuple[float | Shape, float]], str | None]:
+    """(N or shape, D) of the runs to add, and the name of the batch where they bring one."""
+    pairs: list[tuple[Any, Any]]
+    if hasattr(runs, "runs") and hasattr(runs, "key"):  # NextRuns
+        pairs, batch = list(zip(runs.N.tolist(), runs.D.tolist(), strict=True)), str(runs.key)
+    else:
+        batch = None
+        listed = isinstance(runs, Sequence) and not isinstance(runs, str)
+        if listed and all(isinstance(run, Sequence) and len(run) == 2 for run in runs):
+            pairs = [tuple(run) for run in runs]
+        elif isinstance(runs, str) or (listed and not all(isinstance(run, Mapping) for run in runs)):
+            raise ValueError(f"runs must be NextRuns, a table with columns N and D, or pairs (N, D), got {runs!r}.")
+        else:
+            table = Runs(runs, source="the runs to add")
+            pairs = list(zip(table.N.tolist(), table.D.tolist(), strict=True))
+    if not pairs:
+        raise ValueError("runs holds no run to add.")
+    for size, D in pairs:
+        for name, value in (("D", D), *(() if isinstance(size, Shape) else (("N", size),))):
+            if isinstance(value, bool | str) or not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} of a run to add must be finite and positive, got {value!r}.")
+    return [(size if isinstance(size, Shape) else float(size), float(D)) for size, D in pairs], batch
+
+
+def _nearest(spec: StudySpec, N: float) -> SizeSpec:
+    return min(spec.sizes, key=lambda size: abs(math.log(spec.shape(size, spec.corpus.vocab_size).N / N)))
+
+
+def _plan_added(spec: StudySpec, folder: Path) -> tuple[list["WorkItem"], list[dict[str, Any]]]:
+    """Work items and rows of the runs that were added: a fleet for each shape and budget, its members the seeds."""
+    from pyscaling.study.fleets import plan_fleets
+
+    if not spec.added:
+        return [], []
+    alone = spec.model_copy(update={"sizes": tuple(added.size for added in spec.added), "added": ()})
+    planned, rows, _ = plan_fleets(alone, folder)  # one fleet, with its members' rows in order, for each
+    items, renamed, left = [], [], iter(rows)
+    for added, item in zip(spec.added, planned, strict=True):
+        seeds = tuple(range(added.first_seed, added.first_seed + added.seeds))
+        near = _nearest(spec, item.job.shape.N)
+        job = replace(
+            item.job,
+            fleet_id=added.fleet_id,
+            trunk_ids=tuple(f"{added.fleet_id}-s{seed}" for seed in seeds),
+            seeds=seeds,
+            warmup_steps=min(spec.warmup_steps(added.size), spec.warmup_steps(near)),
+        )
+        items.append(replace(item, job=job, checkpoint=folder / "checkpoints" / f"{job.fleet_id}.safetensors"))
+        for member, seed in enumerate(seeds):
+            names = {"run_id": job.run_id(member, job.budgets[0]), "trunk_id": job.trunk_ids[member]}
+            renamed.append(next(left) | names | {"fleet_id": job.fleet_id, "seed": seed})
+    return items, renamed

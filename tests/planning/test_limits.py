@@ -12,6 +12,7 @@ from pyscaling import laws
 from pyscaling.laws import Law
 from pyscaling.planning import plan
 from pyscaling.planning.frontier import Frontier, Repetition, chinchilla_optimum
+from pyscaling.study.spec import StudySpec
 
 from .known import CHINCHILLA, CHINCHILLA_LAW, KAPLAN, KAPLAN_LAW, KnownFit, chinchilla
 
@@ -178,6 +179,17 @@ def test_the_tightest_limit_binds() -> None:
     assert served.N.value == 1e9 and served.binding == ("compute", "serving_memory")
     short = planned(compute=1e22, max_tokens="10B")
     assert short.D.value == 1e10 and short.binding == ("compute", "max_tokens")
+
+
+def test_a_plan_is_a_study() -> None:
+    result = planned(
+        compute=1e17, architecture={"context": 256, "vocab_size": 1000, "mlp": "swiglu", "norm": "rmsnorm"}
+    )
+    spec = StudySpec.from_toml(result.to_toml(corpus="books/*.txt"))
+    (size,) = spec.sizes
+    assert spec.shape(size, spec.corpus.vocab_size) == result.shape
+    assert spec.training.batch_tokens == result.batch_tokens
+    assert spec.budgets(size)[0] == pytest.approx(result.D.value, abs=result.batch_tokens)
 
 
 # ---- brute force -----------------------------------------------------------------------------------------------------

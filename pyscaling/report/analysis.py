@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyscaling.fitting import Fit, fit
-from pyscaling.planning import Plan, plan
+from pyscaling.planning import Plan, Quantity, plan
 from pyscaling.runs import Runs
 from pyscaling.study import Study
 from pyscaling.study.store import read_table
@@ -123,12 +123,28 @@ class SeedNoise:
 
 
 @dataclass(frozen=True)
+class AddedTest:
+    """The runs that `Study.extend` added, as the law fitted to the others predicts them; and N_opt before and after.
+
+    N_opt: at `compute` FLOPs, ten times the largest of the runs that were there before, each with its interval.
+    """
+
+    law: str
+    level: float
+    compute: float
+    runs: tuple[HeldOutRun, ...]
+    N_before: Quantity
+    N_after: Quantity
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Everything that the report shows.
 
     choice: the law of the verdict, of the plan and of the main curves, settled without the largest model. held_out: the
     test by that law. other_tests: the same test by every other law of N and D. main: the chosen law fitted to all runs.
-    problems: what could not be done, each with its reason.
+    added: what that law foretold of the runs that `Study.extend` added. problems: what could not be done, each with its
+    reason.
     """
 
     study: Study
@@ -140,6 +156,7 @@ class Analysis:
     main: FittedLaw | None
     seed_noise: SeedNoise | None
     plan: Plan | None
+    added: AddedTest | None
     facts: dict[str, str]
     failed: tuple[tuple[str, str], ...]
     n_pending: int
@@ -211,6 +228,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
         main=main,
         seed_noise=seed_noise(runs),
         plan=planned,
+        added=attempt("added runs", added_test, study, law, level, bootstrap),
         facts=dict(zip(facts["key"], facts["value"], strict=True)),
         failed=tuple(failed),
         n_pending=pending,
@@ -252,15 +270,35 @@ def held_out_test(runs: Runs, law: str, level: float = 0.9) -> HeldOutTest:
             f"needs at least three model sizes, two to fit and one to predict; got {len(np.unique(runs.N))}."
         )
     fitted = fit(rest, law=law)
-    held = runs.select(largest == runs.N)
-    budgets = np.unique(held.D)
-    predicted = fitted.predict(N=np.full(len(budgets), largest), D=budgets, level=level, kind="run")
+    return HeldOutTest(law, level, fitted, float(largest), _compared(fitted, runs.select(largest == runs.N), level))
+
+
+def _compared(fitted: Fit, held: Runs, level: float) -> tuple[HeldOutRun, ...]:
+    """Each N and D of runs that a fit has not seen, predicted and achieved; ascending."""
+    places = np.unique(np.stack([held.N, held.D]), axis=1)
+    predicted = fitted.predict(N=places[0], D=places[1], level=level, kind="run")
     rows = []
-    for i, D in enumerate(budgets):
-        losses = held.loss[held.D == D]
+    for i, (N, D) in enumerate(places.T):
+        losses = held.loss[(held.N == N) & (held.D == D)]
         value, low, high = (float(np.atleast_1d(part)[i]) for part in (predicted.value, predicted.low, predicted.high))
-        rows.append(HeldOutRun(float(largest), float(D), float(losses.mean()), value, low, high, len(losses)))
-    return HeldOutTest(law, level, fitted, float(largest), tuple(rows))
+        rows.append(HeldOutRun(float(N), float(D), float(losses.mean()), value, low, high, len(losses)))
+    return tuple(rows)
+
+
+def added_test(study: Study, law: str, level: float = 0.9, bootstrap: int = 4000) -> AddedTest | None:
+    """Predicted against achieved of the runs that were added to a study; None without any.
+
+    Raises ValueError where the others do not make a fit, or a fit no plan.
+    """
+    fleets = [added.fleet_id for added in study.spec.added]
+    runs = study.all_runs
+    added = np.isin(np.asarray(runs["fleet_id"]), fleets) if fleets else np.zeros(len(runs), dtype=bool)
+    if not added.any():
+        return None
+    before, after = fit(runs.select(~added), law=law), fit(runs, law=law)
+    C = 10 * float(runs.C[~added].max())
+    best = [plan(fitted, C, level=level, bootstrap=bootstrap).N for fitted in (before, after)]
+    return AddedTest(law, level, C, _compared(before, runs.select(added), level), *best)
 
 
 def laws_of_N_and_D(law: str) -> list[str]:

@@ -7,12 +7,13 @@ from html import escape
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from pyscaling import __version__
 from pyscaling.planning.units import format_count
 from pyscaling.report import plots
-from pyscaling.report.analysis import TOLERANCE, Analysis, FittedLaw, HeldOutTest, analyse
+from pyscaling.report.analysis import TOLERANCE, AddedTest, Analysis, FittedLaw, HeldOutRun, HeldOutTest, analyse
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -59,6 +60,7 @@ def write_report(folder: str | Path, *, analysis: Analysis | None = None) -> Pat
             (
                 _head(analysis),
                 _held_out(analysis),
+                *([_added(analysis.added)] if analysis.added is not None else []),
                 _laws(analysis),
                 _figures(analysis),
                 _plan(analysis),
@@ -108,13 +110,7 @@ def _held_out(analysis: Analysis) -> str:
         f"achieved {final.achieved:.4f}{seeds} at D = {format_count(final.D)} tokens. The test is passed if the error "
         f"is at most {TOLERANCE:.0%} and the achieved loss lies inside the interval.</p>"
     )
-    rows = [
-        [
-            format_count(run.D), f"{run.predicted:.4f}", f"[{run.low:.4f}, {run.high:.4f}]", f"{run.achieved:.4f}",
-            f"{run.relative_error:+.2%}", "inside" if run.inside else "outside",
-        ]
-        for run in test.runs
-    ]  # fmt: skip
+    rows = [_predicted_and_achieved(run) for run in test.runs]
     header = ["D, tokens", "predicted L", f"{test.level:.0%} interval", "achieved L", "error", "interval"]
     parts.append(_table(header, rows, strong=len(rows) - 1))
     inside = sum(run.inside for run in test.runs)
@@ -133,6 +129,30 @@ def _held_out(analysis: Analysis) -> str:
         _image(plots.held_out(test), "The largest model's losses against what the smaller models predict for it.")
     )
     return "\n".join(parts)
+
+
+def _added(test: AddedTest) -> str:
+    rows = [[format_count(run.N), *_predicted_and_achieved(run)] for run in test.runs]
+    header = ["N", "D, tokens", "predicted L", f"{test.level:.0%} interval", "achieved L", "error", "interval"]
+    inside, size = sum(run.inside for run in test.runs), np.sqrt(np.mean([run.relative_error**2 for run in test.runs]))
+    before, after = (
+        f"{format_count(N.value)} [{format_count(N.low)}, {format_count(N.high)}]"
+        for N in (test.N_before, test.N_after)
+    )
+    return (
+        "<h2>The runs that were added</h2>\n<p>The law <code>"
+        f"{escape(test.law)}</code>, fitted to the runs that were there before, against what the added ones achieved: "
+        f"{inside} of {len(test.runs)} inside their intervals, root mean square error {size:.2%}. The best N at "
+        f"{test.compute:.3g} FLOPs was {before} before and is {after} with them ({test.level:.0%} intervals).</p>\n"
+        + _table(header, rows)
+    )
+
+
+def _predicted_and_achieved(run: HeldOutRun) -> list[str]:
+    return [
+        format_count(run.D), f"{run.predicted:.4f}", f"[{run.low:.4f}, {run.high:.4f}]", f"{run.achieved:.4f}",
+        f"{run.relative_error:+.2%}", "inside" if run.inside else "outside",
+    ]  # fmt: skip
 
 
 def _all_tests(analysis: Analysis, test: HeldOutTest) -> str:

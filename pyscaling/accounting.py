@@ -199,6 +199,8 @@ def parse_compute(compute: float | str) -> float:
                 f'compute={compute!r} is not a number with a unit; write for example "1e21" or "3 PF-days".'
             )
         flops = float(re.sub("[_,]", "", match[1])) * _flops_per_unit(match[2], compute)
+    elif isinstance(compute, bool) or not hasattr(compute, "__float__"):
+        raise ValueError(f'compute={compute!r} is not a number of FLOPs, nor a text such as "3 PF-days".')
     else:
         flops = float(compute)
     if not math.isfinite(flops) or flops <= 0:

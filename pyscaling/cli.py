@@ -279,7 +279,7 @@ def plan_command(
         float | None, typer.Option(help="Goal: a loss so far below that of the run --over.", show_default=False)
     ] = None,
     over: Annotated[
-        tuple[str, str] | None, typer.Option(help="N and D of the run to be bettered.", show_default=False)
+        tuple[str, str] | None, typer.Option(help="The run to be bettered.", metavar="N D", show_default=False)
     ] = None,
     unique_tokens: Annotated[
         str | None, typer.Option(help='"40B": beyond them tokens repeat.', show_default=False)

@@ -209,5 +209,5 @@ def student_t(probability: float, degrees: int) -> float:
 
 
 def check_level(level: float) -> None:
-    if not 0 < level < 1:
+    if not (isinstance(level, int | float | np.number) and 0 < level < 1):
         raise ValueError(f"level must lie between 0 and 1, got {level}; 0.9 means a 90 % interval.")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from pyscaling.accounting import Shape, shape_near
-from pyscaling.fitting.bootstrap import check_level, interval_of
+from pyscaling.fitting.bootstrap import Bootstrap, check_level, interval_of
 from pyscaling.planning.batch import choose_batch
 from pyscaling.planning.budget import Budget, budget_of
 from pyscaling.planning.device import Device
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, Frontier, Repetition, region_bounds
-from pyscaling.planning.result import Plan, Quantity, Region
+from pyscaling.planning.result import Plan, Quantity, Region, Worth
 from pyscaling.planning.units import check_positive, parse_count, parse_memory
 
 SMALLEST_N = 768.0  # one layer of width 8, the smallest shape of `shape_near`
@@ -76,11 +76,12 @@ def plan(
     one binds, and by how much.
     """
     check_level(level)
+    _check_fit(fit, bootstrap, seed)
     _check_law(fit, unique_tokens)
     budget = budget_of(compute, gpu_hours, dollars, time, device, devices, utilisation, price_per_gpu_hour)
     _check_goal(budget, target_loss, target_gain, over)
     options = dict(architecture or {})
-    context = Shape(8, 1, 1, **options).context
+    context = _context(options)
     served = parse_count("inference_tokens", inference_tokens) if inference_tokens is not None else 0.0
     most_tokens = parse_count("max_tokens", max_tokens) if max_tokens is not None else inf
     most_N, N_limit = _most_parameters(max_parameters, serving_memory, bytes_per_parameter)
@@ -113,9 +114,9 @@ def plan(
         low, high = interval_of(np.asarray(value), drawn, level, "t", boot.degrees)
         return Quantity(float(value), float(low), float(high))
 
+    wide = Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats)
     needed: Quantity | None = None
     if target_loss is not None or target_gain is not None:
-        wide = Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats)
         goals = [_goal(wide, params, target_loss, target_gain, over) for params in (point, samples)]
         value = float(goals[0][0])
         C_needed, N_needed = wide.least_compute(point, goals[0])
@@ -133,7 +134,6 @@ def plan(
         C = budget.compute
         C_samples = np.full(len(boot.samples), C)
         if served and serving_apart:
-            wide = Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats)
             total, N_total = (float(array[0]) for array in wide.total_for_training(point, C))
             if not np.isfinite(total):
                 raise ValueError(
@@ -158,27 +158,30 @@ def plan(
             fit, frontier, point, N, D, level, boot if not isinstance(bootstrap, int) else None, bootstrap, seed
         )
     )
-    floor = quantity(float(frontier.least_loss(point)[0]), frontier.least_loss(samples))
-    largest = fit.runs["C"] if "C" in fit.runs.columns else FLOPS_PER_PARAMETER_TOKEN * fit.runs["N"] * fit.runs["D"]
+    floor = quantity(float(wide.least_loss(point)[0]), wide.least_loss(samples))
     training = FLOPS_PER_PARAMETER_TOKEN * N * D
-    extrapolation = training / float(np.max(largest))
+    extrapolation = training / _largest_compute(fit)
+    spent = frontier.compute(N, D)
     shape = shape_near(N, **options)
-    low, high = frontier.low, frontier.high
+    low = frontier.low
     most = np.minimum(C_samples / (C / highest), most_N)  # that read one sequence
     at_edge = float(np.mean((N_samples <= low * 1.001) | ((N_samples >= most * 0.999) & (most < most_N))))
 
+    # what stays fixed where N is chosen otherwise: the budget, which with serving_apart is training's
+    along, fixed = (replace(frontier, inference_tokens=0.0, high=most_N), training) if serving_apart else (frontier, C)
+    high = min(along.high, fixed / (FLOPS_PER_PARAMETER_TOKEN * context))
+
     def region(epsilon: float) -> Region:
-        if not (np.isfinite(epsilon) and epsilon > 0):
-            raise ValueError(f"epsilon must be finite and positive, got {epsilon!r}.")
-        best = frontier.loss_at(point, np.array([[N]]), C)[0, 0]
-        N_low, N_high = region_bounds(frontier, point, C, N, best * (1 + epsilon), low, high)
-        D_low, D_high = (float(frontier.tokens(np.array(n), C)) for n in (N_high, N_low))
+        check_positive("epsilon", epsilon)
+        best = along.loss_at(point, np.array([[N]]), fixed)[0, 0]
+        N_low, N_high = region_bounds(along, point, fixed, N, best * (1 + epsilon), low, high)
+        D_low, D_high = (float(along.tokens(np.array(n), fixed)) for n in (N_high, N_low))
         return Region(epsilon, N_low, N_high, D_low, D_high, N_low <= low, N_high >= high)
 
     def isoflop(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        curves = frontier.loss_at(samples, at[None], C)
+        curves = along.loss_at(samples, at[None], fixed)
         ends = np.nanquantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        return frontier.loss_at(point, at[None], C)[0], ends[0], ends[1]
+        return along.loss_at(point, at[None], fixed)[0], ends[0], ends[1]
 
     trained_alone = None
     if served and not serving_apart and needed is None:
@@ -186,17 +189,17 @@ def plan(
         N_alone = float(alone.best_N(point, C)[0])
         trained_alone = N_alone, float(alone.loss_at(point, np.array([[N_alone]]), C)[0, 0])
 
-    def with_more_data(tokens: float) -> tuple[float, float]:
+    def with_more_data(tokens: float) -> Worth:
         if repeats is None:
-            return 0.0, 1.0
+            return Worth(0.0, 1.0)
         better = replace(frontier, repetition=replace(repeats, unique_tokens=repeats.unique_tokens + tokens))
         here = float(frontier.loss_at(point, np.array([[N]]), C)[0, 0])
         there = float(better.loss_at(point, better.best_N(point, C)[:, None], C)[0, 0])
         worth = float(frontier.least_compute(point, there)[0][0]) / C if there < here * (1 - 1e-12) else 1.0
-        return (here - there if worth != 1.0 else 0.0), worth if np.isfinite(worth) else inf
+        return Worth(here - there if worth != 1.0 else 0.0, worth if np.isfinite(worth) else inf)
 
     return Plan(
-        C,
+        spent if spent < 0.999 * C else C,
         N_of,
         D_of,
         loss,
@@ -213,12 +216,31 @@ def plan(
         trained_alone=trained_alone,
         serving_apart=serving_apart,
         unique_tokens=repeats.unique_tokens if repeats is not None else None,
-        binding=_binding(budget, N, D, C, most_N, N_limit, most_tokens, needed is not None),
+        binding=_binding(
+            budget, training if serving_apart else spent, N, D, {N_limit: (N, most_N), "max_tokens": (D, most_tokens)}
+        ),
         dominant=_dominant(samples, N_samples),
         _region=region,
         _isoflop=isoflop,
         _with_more_data=with_more_data,
     )
+
+
+def _check_fit(fit: Any, bootstrap: Any, seed: Any) -> None:
+    if not all(hasattr(fit, name) for name in ("law", "params", "evaluate", "bootstrap")):
+        raise ValueError(f"fit must be what ps.fit returns, or a planning.KnownLaw, got {fit!r}.")
+    if not (isinstance(bootstrap, Bootstrap) or (isinstance(bootstrap, int) and bootstrap >= 2)):
+        raise ValueError(f"bootstrap must be a number of resamples, 2 or more, or a Bootstrap, got {bootstrap!r}.")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}.")
+
+
+def _context(options: Mapping[str, Any]) -> int:
+    try:
+        return Shape(8, 1, 1, **options).context
+    except TypeError:
+        known = "context, vocab_size, mlp, norm, position, tied, bias, qk_norm, rope_base"
+        raise ValueError(f"architecture={dict(options)!r} has an option that is unknown; known are {known}.") from None
 
 
 def _check_law(fit: Any, unique_tokens: Any) -> None:
@@ -255,11 +277,11 @@ def _check_goal(budget: Budget, target_loss: Any, target_gain: Any, over: Any) -
 
 def _most_parameters(max_parameters: Any, serving_memory: Any, bytes_per_parameter: float) -> tuple[float, str]:
     """The tightest limit on N, and its name."""
+    check_positive("bytes_per_parameter", bytes_per_parameter)
     limits = {}
     if max_parameters is not None:
         limits["max_parameters"] = parse_count("max_parameters", max_parameters)
     if serving_memory is not None:
-        check_positive("bytes_per_parameter", bytes_per_parameter)
         limits["serving_memory"] = parse_memory("serving_memory", serving_memory) / bytes_per_parameter
     name = min(limits, key=limits.__getitem__, default="")
     return limits.get(name, inf), name
@@ -311,9 +333,11 @@ def _check_budget(C: float, highest: float, context: int, served: float) -> None
 
 
 def _no_optimum(fit: Any, C: float, N: float, highest: float, context: int) -> str:
-    if fit.evidence.trustworthy:
+    if getattr(fit, "evidence", None) is None or fit.evidence.trustworthy:
         cause = f"is too small for any model: the best would have {N:.3g} parameters"
-        remedy = "Give a larger budget" + (" or a shorter context." if highest < N else ".")
+        remedy = "Give a larger budget, more unique tokens if they are few" + (
+            ", or a shorter context." if highest < N else "."
+        )
     else:
         cause = f"has no optimum by this fit: {'; '.join(fit.evidence.concerns)} (its best N would be {N:.3g})"
         remedy = "Mend the fit first, with more runs or a smaller law."
@@ -344,15 +368,19 @@ def _predicted(
 
 
 def _binding(
-    budget: Budget, N: float, D: float, C: float, most_N: float, N_limit: str, most_tokens: float, goal: bool
+    budget: Budget, paid: float, N: float, D: float, limits: Mapping[str, tuple[float, float]]
 ) -> tuple[str, ...]:
-    """The limits that the plan runs into."""
-    names = [] if goal else [budget.binding]
-    if most_N * (1 - 1e-9) <= N:
-        names.append(N_limit)
-    if most_tokens * (1 - 1e-9) <= D:
-        names.append("max_tokens")
-    return tuple(names)
+    """The limits that the plan runs into; paid: what the budget is spent on, in FLOPs."""
+    names = [budget.binding] if paid >= 0.98 * budget.compute else []
+    return (*names, *(name for name, (value, most) in limits.items() if value >= most * (1 - 1e-9)))
+
+
+def _largest_compute(fit: Any) -> float:
+    """Of the fitted runs; infinite for a law that comes without any."""
+    runs = getattr(fit, "runs", None)
+    if runs is None:
+        return inf
+    return float(np.max(runs["C"] if "C" in runs.columns else FLOPS_PER_PARAMETER_TOKEN * runs["N"] * runs["D"]))
 
 
 def _dominant(samples: Mapping[str, np.ndarray], N_samples: np.ndarray) -> tuple[str, float] | None:
@@ -373,7 +401,9 @@ def _dominant(samples: Mapping[str, np.ndarray], N_samples: np.ndarray) -> tuple
 def _warnings(
     fit: Any, N: float, D: float, extrapolation: float, at_edge: float, repeats: Repetition | None, samples: Any
 ) -> list[str]:
-    warnings = []
+    warnings: list[str] = []
+    if getattr(fit, "runs", None) is None:
+        return warnings
     if not fit.evidence.trustworthy:
         warnings.append(f"the fit itself is not to be trusted: {'; '.join(fit.evidence.concerns)}")
     for factor in (100, 10):

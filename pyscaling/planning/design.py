@@ -121,6 +121,7 @@ class NextRuns(Result):
                 text_table([head, now, *rows]),
                 f"  {self.used:.1%} of the spend; the interval gets {self.gain:.3g} times narrower; at least "
                 f"{self.efficiency:.0%} of what any runs for it could tell",
+                "  intervals here take runs for equally and independently noisy about the law; a bootstrap's may be wider",
                 *(f"! {warning}" for warning in self.warnings),
             ]
         )
@@ -231,6 +232,8 @@ def next_runs(
     check_level(level)
     _check_fit(fit)
     total = _amount("spend", spend)
+    if total > 1e100:
+        raise ValueError(f"spend={spend!r} is beyond any compute there is; give what can be spent.")
     if not (is_number(fixed_cost) and isfinite(fixed_cost) and fixed_cost >= 0):
         raise ValueError(f"fixed_cost must be finite and not negative, got {fixed_cost!r}.")
     if noise is not None:

@@ -226,6 +226,8 @@ def largest_shape(
     """
     total = float(check_positive("device_", device_)) if isinstance(device_, int | float) else device(device_).memory
     limit = float(check_positive("usable", usable, "it is a share of the memory")) * total
+    if usable > 1:
+        raise ValueError(f"usable must be at most 1, got {usable!r}; it is a share of the memory.")
     kind = dict(architecture or {})
 
     def fitting(log_N: float) -> Shape | None:
@@ -325,6 +327,11 @@ class StepTime(Result):
                 f"timings must be at least 5 to fit {len(_TERMS)} terms, got {len(rows)}; time more shapes."
             )
         work = np.array([_work(shape, tokens) for shape, tokens, _ in rows])
+        if len(np.unique(work, axis=0)) < len(_TERMS):
+            raise ValueError(
+                f"timings are of {len(np.unique(work, axis=0))} different steps, too few for {len(_TERMS)} terms; time other "
+                "shapes and batches."
+            )
         seconds = np.array([row[2] for row in rows])
         misses = np.array(
             [

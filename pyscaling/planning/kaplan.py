@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyscaling import laws
 from pyscaling.accounting import PF_DAY
 from pyscaling.fitting.bootstrap import Bootstrap, check_level
+from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.result import Result, new_axes, text_table
 from pyscaling.laws import Law
 from pyscaling.planning.batch import critical_batch
@@ -52,6 +53,11 @@ class KnownLaw:
         """Samples that are all the same."""
         ordered = {name: self.params[name] for name in self.law.names}
         return Bootstrap(ordered, np.tile(list(ordered.values()), (2, 1)), np.zeros(2), np.ones(2, dtype=bool), 1)
+
+    def predict(self, **variables: Any) -> Prediction:
+        """The law's value as an interval without width; level, kind, n and seed change nothing."""
+        value = self.evaluate(**{name: x for name, x in variables.items() if name in self.law.variables})
+        return Prediction(value, value, value, float(variables.get("level", 0.9)))
 
     def __repr__(self) -> str:
         return f"KnownLaw({self.law.name!r}: {', '.join(f'{k} = {v:.4g}' for k, v in self.params.items())})"

@@ -151,6 +151,9 @@ def overtake(
     Raises ValueError for other laws, a bad range or level.
     """
     check_level(level)
+    for name, given in (("A", A), ("B", B)):
+        if not all(hasattr(given, part) for part in ("law", "params", "evaluate", "bootstrap")):
+            raise ValueError(f"{name} must be what ps.fit returns, or a planning.KnownLaw, got {given!r}.")
     range_ = _range(A, B, within)
     if isinstance(bootstrap, tuple):
         boots = bootstrap
@@ -195,7 +198,12 @@ def _crossing(pair: "_Pair", C: float, better: str, grid: Array, samples: Array,
     row = np.arange(len(d))
     found = np.isfinite(distance[row, nearest])
     outside = np.where(d[:, -1] > 0, np.inf, -np.inf)  # not yet, or already at the start
-    drawn = np.exp(np.where(found, at[row, nearest], outside))
+    # The samples' crossings lie between the grid's points, where the curve bends: by as much as the estimate's own does.
+    own = -pair.difference(grid) if better == "B" else pair.difference(grid)
+    falls_own = np.flatnonzero((own[:-1] > 0) & (own[1:] <= 0))
+    straight = x[falls_own] - own[falls_own] * np.diff(x)[falls_own] / (own[falls_own + 1] - own[falls_own])
+    bend = np.log(C) - straight[np.abs(straight - np.log(C)).argmin()] if len(straight) else 0.0
+    drawn = np.exp(np.where(found, at[row, nearest] + bend, outside))
     valid = np.isfinite(d).all(axis=1)
     low, high = np.quantile(drawn[valid], [0.5 - level / 2, 0.5 + level / 2], method="inverted_cdf")
     loss = float(pair.a.loss(np.array([C]))[0])

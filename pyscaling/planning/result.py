@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from pyscaling.accounting import PF_DAY, Shape, parameter_count
 from pyscaling.planning.batch import BatchSize
 from pyscaling.planning.budget import Budget
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS
-from pyscaling.planning.units import check_positive, format_count, format_time
+from pyscaling.planning.units import format_count, format_time, parse_count
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class Quantity:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+class Worth(NamedTuple):
+    """What something is worth: loss, saved in nats per token; compute, that would have to be spent instead, as a factor."""
+
+    loss: float
+    compute: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Plan:
     _isoflop: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
         repr=False, compare=False, kw_only=True
     )
-    _with_more_data: Callable[[float], tuple[float, float]] = field(repr=False, compare=False, kw_only=True)
+    _with_more_data: Callable[[float], Worth] = field(repr=False, compare=False, kw_only=True)
 
     @property
     def training_compute(self) -> float:
@@ -129,14 +136,13 @@ class Plan:
         """Of training, in the money of price_per_gpu_hour; None without one."""
         return self.budget.price(self.training_compute)
 
-    def with_more_data(self, tokens: float = 1e9) -> tuple[float, float]:
-        """(loss saved, compute saved as a factor) by so many more unique tokens, at the same compute.
+    def with_more_data(self, tokens: Any = 1e9) -> Worth:
+        """What so many more unique tokens (a number, or "1B") are worth at the same compute.
 
-        The factor is the compute that the present data would need for the lower loss, over the plan's; infinite where it
+        Worth.compute is the compute that the present data would need for the lower loss, over the plan's; infinite where it
         cannot get there. (0, 1) where tokens do not repeat.
         """
-        check_positive("tokens", tokens)
-        return self._with_more_data(float(tokens))
+        return self._with_more_data(parse_count("tokens", tokens))
 
     @property
     def batch_tokens(self) -> int:
@@ -335,11 +341,12 @@ class Plan:
         half = np.log(max(region.N_high / best, best / region.N_low, self.N.high / best, best / self.N.low, 2.0))
         N = best * np.exp(np.linspace(-1.5, 1.5, 401) * min(half, 8.0))
         value, low, high = self._isoflop(N)
+        paid, pays = (self.training_compute, "train") if self.serving_apart else (self.compute, "pay for")
         shown = value < 1.2 * np.nanmin(value)  # where serving leaves little to train on, the loss knows no bound
         N, value, low, high = (array[shown] for array in (N, value, low, high))
         within = (region.N_low <= N) & (region.N_high >= N)
         ax.fill_between(N, low, high, color="0.88", lw=0, label=f"{self.level:.0%} band of the curve")
-        ax.plot(N, value, "k--", lw=1.1, label=f"L(N, D) of what C = {self.compute:.3g} FLOPs pays for")
+        ax.plot(N, value, "k--", lw=1.1, label=f"L(N, D) of what {paid:.3g} FLOPs {pays}")
         ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label="within 1 % of the best loss")
         at_best = float(self._isoflop(np.array([best]))[0][0])
         error = [[max(best - self.N.low, 0.0)], [max(self.N.high - best, 0.0)]]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyscaling import laws
 from pyscaling.laws import Law
-from pyscaling.planning import plan
+from pyscaling.planning import KnownLaw, plan
 from pyscaling.planning.frontier import Frontier, Repetition, chinchilla_optimum
 from pyscaling.study.spec import StudySpec
 
@@ -181,6 +181,33 @@ def test_the_tightest_limit_binds() -> None:
     assert short.D.value == 1e10 and short.binding == ("compute", "max_tokens")
 
 
+def test_with_serving_apart_the_region_keeps_to_the_training_budget() -> None:
+    result = planned(compute=1e21, inference_tokens="1T", serving_apart=True)
+    region = result.region(0.01)
+    for N, D in ((region.N_low, region.D_high), (region.N_high, region.D_low)):
+        assert 6 * N * D == pytest.approx(1e21, rel=1e-9)
+        assert chinchilla(CHINCHILLA, N, D) == pytest.approx(
+            1.01 * chinchilla(CHINCHILLA, result.N.value, result.D.value)
+        )
+
+
+@pytest.mark.parametrize("limits", [{}, {"inference_tokens": "1T"}, {"inference_tokens": "1T", "serving_apart": True}])
+def test_no_compute_leads_below_the_floor(limits: dict[str, Any]) -> None:
+    assert planned(compute=1e21, **limits).floor.value == pytest.approx(CHINCHILLA["E"], rel=1e-9)
+
+
+def test_compute_that_no_limit_lets_be_spent_is_not_binding() -> None:
+    result = planned(compute=1e21, max_tokens="1B", max_parameters="1B")
+    assert result.binding == ("max_parameters", "max_tokens")
+    assert result.compute == result.training_compute == pytest.approx(6e18)
+
+
+def test_the_constants_of_a_paper_are_planned_by() -> None:
+    result = plan(KnownLaw("chinchilla", HOFFMANN), 5.76e23)
+    assert result.N.value == pytest.approx(chinchilla_optimum(HOFFMANN, 5.76e23), rel=1e-12)
+    assert result.N.low == pytest.approx(result.N.high)
+
+
 def test_a_plan_is_a_study() -> None:
     result = planned(
         compute=1e17, architecture={"context": 256, "vocab_size": 1000, "mlp": "swiglu", "norm": "rmsnorm"}
@@ -274,6 +301,10 @@ def test_no_point_of_a_fine_grid_beats_the_plan(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"compute": [1e21]}, "is not a number of FLOPs"),
+        ({"compute": 1e21, "bootstrap": "x"}, "bootstrap must be a number of resamples"),
+        ({"compute": 1e21, "architecture": {"foo": 1}}, "has an option that is unknown"),
+        ({"compute": 1e21, "bytes_per_parameter": -1}, "bytes_per_parameter must be finite and positive"),
         ({}, "a plan needs a budget .* or a goal"),
         ({"target_loss": 1.7}, r"1.7000 is not reachable: by this fit no compute leads below 1.8172"),
         ({"target_loss": 2.0, "unique_tokens": "1B"}, "without the limits on data and parameters not below 1.8172"),

@@ -185,7 +185,7 @@ def test_with_serving_apart_the_region_keeps_to_the_training_budget() -> None:
     result = planned(compute=1e21, inference_tokens="1T", serving_apart=True)
     region = result.region(0.01)
     for N, D in ((region.N_low, region.D_high), (region.N_high, region.D_low)):
-        assert 6 * N * D == pytest.approx(1e21, rel=1e-9)
+        assert pytest.approx(1e21, rel=1e-9) == 6 * N * D
         assert chinchilla(CHINCHILLA, N, D) == pytest.approx(
             1.01 * chinchilla(CHINCHILLA, result.N.value, result.D.value)
         )

@@ -1,7 +1,7 @@
 """Compiles every kernel that a piece of code launches, for every target, with no GPU: registers, spills, shared memory,
 tensor cores, width of loads, occupancy.
 
-    python -m pyscaling.kernels.aot [--target sm_90 ...] [--json FILE] [--markdown FILE]
+    python -m pyscaling.kernels.aot [--target sm_90 ...] [--json FILE] [--markdown FILE] [--budget FILE]
 
 A case is a function that launches kernels on meta tensors. It runs once for each target under `compiled_for`; what it
 launches is specialised by Triton's own rules for a launch (pointers' alignment and range, integers divisible by 16, ones
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
+import io
 import json
 import multiprocessing
 import re
@@ -27,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,12 +48,12 @@ from pyscaling.kernels import launch as machinery
 from pyscaling.kernels.adamw import adamw_step
 from pyscaling.kernels.attention import attention
 from pyscaling.kernels.embedding import embedding
-from pyscaling.kernels.launch import INTERPRETED, Launch, compiled_for
-from pyscaling.kernels.layer_norm import layer_norm, rms_norm
-from pyscaling.kernels.linear import linear
+from pyscaling.kernels.launch import INTERPRETED, Launch, cdiv, compiled_for, target_of
+from pyscaling.kernels.layer_norm import Norm, NormGradient, layer_norm, norm_tile_rows, rms_norm, sum_all_parts
+from pyscaling.kernels.linear import linear, linear_backward, linear_forward
 from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy
 from pyscaling.kernels.meter import kernel_name
-from pyscaling.kernels.mlp import mlp
+from pyscaling.kernels.mlp import mlp, mlp_forward
 
 Case = tuple[str, Callable[[], Any]]
 
@@ -105,10 +108,12 @@ class Row:
     shared_bytes: int = 0
     shared_limit: int = 0
     tensor_memory_columns: int = 0
-    dots_16: int = 0  # products of 16-bit operands
+    dots: int = 0  # matrix products
+    dots_16: int = 0  # of these with 16-bit operands
     tensor_cores: dict[str, int] = field(default_factory=dict)  # instruction -> times in the text
     loads: int = 0  # of global memory, in the text
     loads_16: int = 0  # of these at least 16 bytes a thread
+    even: bool = False  # pointers, and sizes and strides of 16 or more, divide by 16: nothing forbids loads of 16 bytes
     warps: int = 0  # that fit: a multiprocessor's (NVIDIA) or a SIMD's (AMD)
     occupancy: float = 0.0
     limited_by: str = ""
@@ -127,6 +132,7 @@ class _Job:
     constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], Any]
     options: Any
+    even: bool
     cases: list[str]
 
 
@@ -163,7 +169,12 @@ def capture(cases: Iterable[Case], target: str) -> list[_Job]:
         bound, specialization, _ = bind(*arguments, **options)
         options, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, None)
         key = f"{kernel.cache_key} {specialization} {options}"
-        jobs.setdefault(key, _Job(kernel, target, signature, constants, attributes, options, [])).cases.append(name)
+        even = all(a.data_ptr() % 16 == 0 for a in arguments if isinstance(a, _Pointer)) and all(
+            a < 16 or a % 16 == 0 for a in arguments if isinstance(a, int)
+        )
+        job = jobs.setdefault(key, _Job(kernel, target, signature, constants, attributes, options, True, []))
+        job.even &= even  # equal specialisations may be launched with several sizes
+        job.cases.append(name)
 
     machinery.observers.append(see)
     try:
@@ -224,32 +235,37 @@ def _measure(index: int) -> Row:
         "cases": tuple(dict.fromkeys(job.cases)),
         "num_warps": job.options.num_warps,
         "num_stages": job.options.num_stages,
+        "even": job.even,
         "constants": {kernel.arg_names[path[0]]: value for path, value in job.constants.items()},
     }
     try:
         source = ASTSource(kernel, job.signature, job.constants, job.attributes)
-        compiled = triton.compile(source, target=PROCESSORS[job.target].target, options=job.options.__dict__)
-        found = _read_cached(compiled, job)
+        log = io.StringIO()
+        triton.knobs.nvidia.dump_ptxas_log = True
+        with redirect_stdout(log):  # Triton prints what ptxas -v says, though not of a kernel from its cache
+            compiled = triton.compile(source, target=PROCESSORS[job.target].target, options=job.options.__dict__)
+        found = _read_cached(compiled, job, log.getvalue())
     except Exception as error:  # one kernel's failure is a row, not the end of the report
         return Row(**about, seconds=time.perf_counter() - start, error=f"{type(error).__name__}: {error}")
     return Row(**about, **found, seconds=time.perf_counter() - start)
 
 
-def _read_cached(compiled: Any, job: _Job) -> dict[str, Any]:
-    """What `_read` finds lies beside the compiled kernel, for as long as this file stays as it is."""
+def _read_cached(compiled: Any, job: _Job, log: str) -> dict[str, Any]:
+    """What `_read` finds lies beside the compiled kernel, for as long as the functions that read stay as they are."""
     cache = get_cache_manager(compiled.hash)
-    name = f"pyscaling_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}.json"
+    name = f"pyscaling_{_READERS}.json"
     path = cache.get_file(name)
     if path is not None:
         return json.loads(Path(path).read_text())
-    found = _read(compiled, job)
+    found = _read(compiled, job, log)
     cache.put(json.dumps(found), name, binary=False)
     return found
 
 
-def _read(compiled: Any, job: _Job) -> dict[str, Any]:
+def _read(compiled: Any, job: _Job, log: str) -> dict[str, Any]:
+    """log: what ptxas -v said, if it ran just now."""
     read = _read_nvidia if "cubin" in compiled.asm else _read_amd
-    found, text, wide = read(compiled, job)
+    found, text, wide = read(compiled, job, log)
     metadata = compiled.metadata
     processor = PROCESSORS[job.target]
     tensor_cores = Counter(re.findall(r"\b(?:[HIOQ]MMA|HGMMA|UTC[A-Z]MMA)\b|\bv_s?mfma(?=_)", text))
@@ -260,6 +276,7 @@ def _read(compiled: Any, job: _Job) -> dict[str, Any]:
         "shared_bytes": metadata.shared,
         "shared_limit": processor.shared_limit,
         "tensor_memory_columns": getattr(metadata, "tmem_size", None) or 0,
+        "dots": len(re.findall(r"tt\.dot [^\n]*: tensor<", compiled.asm["ttir"])),
         "dots_16": len(re.findall(r"tt\.dot [^\n]*: tensor<[\dx]+x(?:bf16|f16)>", compiled.asm["ttir"])),
         "tensor_cores": dict(tensor_cores),
         "loads": len(loads),
@@ -270,28 +287,12 @@ def _read(compiled: Any, job: _Job) -> dict[str, Any]:
     }
 
 
-def _read_nvidia(compiled: Any, job: _Job) -> tuple[dict[str, int], str, str]:
+def _read_nvidia(compiled: Any, job: _Job, log: str) -> tuple[dict[str, int], str, str]:
     ptxas = get_ptxas(PROCESSORS[job.target].target.arch).path
-    ptx = compiled.asm["ptx"]
-    arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    assert arch is not None
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "kernel.ptx").write_text(ptx)
         Path(folder, "kernel.cubin").write_bytes(compiled.asm["cubin"])
-        # Triton's own options, see NVIDIABackend.make_cubin
-        fuse = [] if job.options.enable_fp_fusion else ["--fmad=false"]
-        more = job.options.ptx_options.split() if job.options.ptx_options else []
-        command = [
-            ptxas,
-            "-v",
-            "-lineinfo",
-            "--regAllocOptLevel=2",
-            *fuse,
-            *more,
-            f"--gpu-name={arch[1]}",
-            "kernel.ptx",
-        ]
-        log = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+        if "Used" not in log:
+            log = _ptxas_again(ptxas, folder, compiled.asm["ptx"], job)
         disassemble = [str(Path(ptxas).parent / "nvdisasm"), "-c", "kernel.cubin"]
         text = subprocess.run(disassemble, cwd=folder, capture_output=True, text=True, check=True).stdout
     registers = re.search(r"Used (\d+) registers", log)
@@ -301,7 +302,20 @@ def _read_nvidia(compiled: Any, job: _Job) -> tuple[dict[str, int], str, str]:
     return found, text, r"\.128|\.256|^UTMALDG|^UBLKCP"
 
 
-def _read_amd(compiled: Any, job: _Job) -> tuple[dict[str, int], str, str]:
+def _ptxas_again(ptxas: str, folder: str, ptx: str, job: _Job) -> str:
+    arch = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert arch is not None
+    Path(folder, "kernel.ptx").write_text(ptx)
+    # Triton's own options, see NVIDIABackend.make_cubin
+    fuse = [] if job.options.enable_fp_fusion else ["--fmad=false"]
+    more = job.options.ptx_options.split() if job.options.ptx_options else []
+    options = ["-v", "-lineinfo", "--regAllocOptLevel=2", *fuse, *more, f"--gpu-name={arch[1]}"]
+    return subprocess.run(
+        [ptxas, *options, "kernel.ptx"], cwd=folder, capture_output=True, text=True, check=True
+    ).stderr
+
+
+def _read_amd(compiled: Any, job: _Job, log: str) -> tuple[dict[str, int], str, str]:
     text = compiled.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -328,14 +342,23 @@ def occupancy(registers: int, shared_bytes: int, num_warps: int, target: str) ->
     return warps if p.target.backend == "cuda" else warps // 4, min(fits, key=fits.__getitem__)
 
 
+_READERS = hashlib.sha256(
+    "".join([*(inspect.getsource(f) for f in (_read, _read_nvidia, _read_amd, occupancy)), repr(PROCESSORS)]).encode()
+).hexdigest()[:16]
+
+
 # ---- judging and printing -------------------------------------------------------------------------------------------
 
 
 def problems(rows: Iterable[Row]) -> list[str]:
-    """What no kernel may have: errors, spills, too much shared memory, 16-bit products without tensor cores."""
+    """What no kernel may have: errors, spills, too much shared memory, 16-bit products without tensor cores, narrow loads.
+
+    Narrow: a kernel with products has no load of 16 bytes, though every pointer, size and stride divides by 16 (`Row.even`;
+    numbers below 16 count heads or members and address no element). Without products a load may well be of one number a row.
+    """
     found = []
     for row in rows:
-        where = f"{row.kernel} {row.dtype} for {row.target} ({_first(row.cases)})"
+        where = _where(row)
         if row.error:
             found.append(f"{where}: {_summary(row.error)}")
             continue
@@ -351,35 +374,165 @@ def problems(rows: Iterable[Row]) -> list[str]:
             )
         if row.dots_16 and not row.tensor_cores:
             found.append(f"{where}: has {row.dots_16} products of 16-bit operands and no tensor-core instruction.")
+        if row.even and row.dots and row.loads and not row.loads_16:
+            found.append(f"{where}: none of {row.loads} loads takes 16 bytes, though every size divides by 16.")
     return found
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst of one kernel, target and dtype over what is compiled of it."""
+
+    kernel: str
+    target: str
+    dtype: str
+    compiled: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    shared_limit: int
+    tensor_cores: tuple[str, ...]  # that each uses which has 16-bit products
+    wide: float | None  # share of loads of 16 bytes, of those where nothing forbids them
+    occupancy: float
+    limited_by: str
+    errors: tuple[str, ...]
+
+
+def worst(rows: Iterable[Row]) -> list[Worst]:
+    """One for each kernel, target and dtype, in the order of kernels, dtypes and TARGETS."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel, row.dtype, row.target), []).append(row)
+    return [_worst(*key, groups[key]) for key in sorted(groups, key=lambda key: (*key[:2], TARGETS.index(key[2])))]
+
+
+def _worst(kernel: str, dtype: str, target: str, rows: list[Row]) -> Worst:
+    sound = [row for row in rows if not row.error]
+    lowest = min(sound, key=lambda row: row.occupancy, default=None)
+    cores = [set(row.tensor_cores) for row in sound if row.dots_16] or [set().union(*(r.tensor_cores for r in sound))]
+    return Worst(
+        kernel=kernel,
+        target=target,
+        dtype=dtype,
+        compiled=len(rows),
+        registers=max((row.registers for row in sound), default=0),
+        spilled_bytes=max((row.spilled_bytes for row in sound), default=0),
+        shared_bytes=max((row.shared_bytes for row in sound), default=0),
+        shared_limit=PROCESSORS[target].shared_limit,
+        tensor_cores=tuple(sorted(set.intersection(*cores))),
+        wide=min((row.loads_16 / row.loads for row in sound if row.even and row.loads), default=None),
+        occupancy=lowest.occupancy if lowest else 0.0,
+        limited_by=lowest.limited_by if lowest else "",
+        errors=tuple(_summary(row.error) for row in rows if row.error),
+    )
+
+
+def budget(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """What each kernel may take on each target in each dtype; `regressions` compares with it."""
+    return {
+        f"{w.kernel} {w.target} {w.dtype}": {
+            "registers": w.registers,
+            "shared": w.shared_bytes,
+            "occupancy": round(w.occupancy, 4),
+            "wide": None if w.wide is None else round(w.wide, 3),
+            "tensor_cores": " ".join(w.tensor_cores),
+        }
+        for w in worst(rows)
+    }
+
+
+def regressions(rows: Iterable[Row], allowed: dict[str, dict[str, Any]]) -> list[str]:
+    """Where rows are worse than the budget allows; rows may be a part of what it was made of, as it holds the worst.
+
+    Registers may grow by 8, the granule in which they are given out; occupancy may not fall, nor the share of 16-byte loads
+    by more than 0.05, nor may a tensor-core instruction vanish.
+    """
+    found = []
+    for row in rows:
+        where, line = _where(row), allowed.get(f"{row.kernel} {row.target} {row.dtype}")
+        if row.error:
+            continue  # one of the `problems`
+        if line is None:
+            found.append(f"{where}: not in the budget; write it anew with --budget.")
+            continue
+        if row.registers > line["registers"] + 8:
+            found.append(f"{where}: takes {row.registers} registers, the budget is {line['registers']}.")
+        if row.occupancy < line["occupancy"] - 1e-3:
+            found.append(
+                f"{where}: occupancy {row.occupancy:.0%}, limited by {row.limited_by}; it was {line['occupancy']:.0%}."
+            )
+        if row.dots_16 and (gone := set(line["tensor_cores"].split()) - set(row.tensor_cores)):
+            found.append(f"{where}: uses {', '.join(row.tensor_cores) or 'no tensor cores'}, not {', '.join(gone)}.")
+        if row.even and row.loads and line["wide"] is not None and row.loads_16 / row.loads < line["wide"] - 0.05:
+            found.append(f"{where}: {row.loads_16} of {row.loads} loads take 16 bytes, it was {line['wide']:.0%}.")
+    return found
+
+
+def versions() -> str:
+    return f"torch {torch.__version__.partition('+')[0]}, triton {triton.__version__}"
 
 
 def to_json(rows: Iterable[Row]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=1, default=str)
 
 
-def to_markdown(rows: Iterable[Row]) -> str:
-    """A table with one line for each kernel and target; occupancy is of warps, and in brackets what limits it."""
+def to_budget(rows: Iterable[Row]) -> str:
+    """JSON with one line for each kernel, target and dtype, so that a change reads well as a difference."""
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in budget(rows).items())
+    return f'{{\n "versions": {json.dumps(versions())},\n "kernels": {{\n{lines}\n }}\n}}\n'
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """A page with a table for each file of kernels, one line for each kernel, dtype and target, and the problems found."""
+    found = problems(rows)
+    lines = [_PAGE.format(versions=versions(), n_row=len(rows), n_target=len({row.target for row in rows}))]
+    lines += [f"- {problem}" for problem in found] or ["No problems found."]
     header = (
-        "kernel", "target", "dtype", "case", "warps, stages", "registers", "spilled", "shared of limit", "tensor cores",
-        "16-byte loads", "occupancy",
+        "kernel", "dtype", "target", "compiled", "registers", "spilled", "shared", "tensor cores", "16-byte loads",
+        "occupancy",
     )  # fmt: skip
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = [row.kernel, row.target, row.dtype, _first(row.cases), f"{row.num_warps}, {row.num_stages}"]
-        if row.error:
-            cells += [_summary(row.error).replace("|", "/"), *[""] * 5]
+    file = ""
+    for w in worst(rows):
+        if not w.kernel.startswith(f"{file}."):
+            file = w.kernel.partition(".")[0]
+            lines += [f"\n## {file}\n", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        cells = [w.kernel.removeprefix(f"{file}."), w.dtype or "integers", w.target, str(w.compiled)]
+        if w.errors:
+            cells += [w.errors[0].replace("|", "/"), *[""] * 5]
         else:
             cells += [
-                str(row.registers),
-                str(row.spilled_bytes),
-                f"{row.shared_bytes / _KiB:.0f} of {row.shared_limit // _KiB} KiB",
-                ", ".join(f"{n} {name}" for name, n in row.tensor_cores.items()) or "-",
-                f"{row.loads_16} of {row.loads}",
-                f"{row.occupancy:.0%} ({row.limited_by})",
+                str(w.registers),
+                str(w.spilled_bytes),
+                f"{w.shared_bytes / _KiB:.0f} of {w.shared_limit // _KiB} KiB",
+                ", ".join(w.tensor_cores) or "-",
+                "-" if w.wide is None else f"{w.wide:.0%}",
+                f"{w.occupancy:.0%} ({w.limited_by})",
             ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+_PAGE = """# Kernels as compiled
+
+Written by `python -m pyscaling.kernels.aot --markdown docs/kernels.md --budget tests/kernels/budget.json` with {versions}:
+{n_row} kernels, compiled ahead of time for {n_target} targets. **Nothing here ran on hardware.** The numbers are read from the
+compiled code and say nothing of speed; the rows one by one are what `--json FILE` writes.
+
+A line is the worst of one kernel, dtype and target over the shapes and options that are compiled:
+
+- *compiled*: how many those are.
+- *registers*: of 32 bits a thread, at most 255 (AMD: 512). *spilled*: bytes a thread; must be 0.
+- *shared*: memory of one program, of the most it may have.
+- *tensor cores*: the instructions that each of them uses which multiplies 16-bit matrices; float32 is multiplied in full
+  precision, for which NVIDIA's have none.
+- *16-byte loads*: the least share, of the loads of global memory in the text, where all sizes divide by 16.
+- *occupancy*: warps that fit on a multiprocessor (AMD: waves on a SIMD), of the most it holds, and what keeps more from
+  fitting; whether a grid fills the device is another matter.
+"""
+
+
+def _where(row: Row) -> str:
+    return f"{row.kernel} {row.dtype} for {row.target} ({_first(row.cases)})"
 
 
 def _summary(error: str) -> str:
@@ -408,18 +561,22 @@ class Shape:
 
 TYPICAL = Shape(n_member=8, n_sequence=16, context=512, d_model=256, n_head=4, d_ff=1024, vocab=8192)
 SMALL = Shape(n_member=3, n_sequence=2, context=100, d_model=24, n_head=3, d_ff=90, vocab=257)  # nothing divides by 16
+# attention's blocks depend on head_dim
+WIDE_HEADS = tuple(Shape(8, 4, 1024, 4 * head_dim, 4, 1024, 8192) for head_dim in (128, 256))
+WIDE_MODEL = Shape(2, 4, 512, 1024, 8, 4096, 8192)  # the cross-entropy's backward in chunks
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def shipped_cases(
     shapes: Sequence[Shape] = (TYPICAL, SMALL), dtypes: Sequence[torch.dtype] = DTYPES, device: str = "meta"
 ) -> list[Case]:
-    """Forward and backward of every operation of this room at each shape and dtype."""
+    """Forward and backward of every operation of this room at each shape and dtype, and some at WIDER ones."""
     return [
         (f"{name}, d_model {shape.d_model}, {str(dtype).removeprefix('torch.')}", partial(run, shape, dtype, device))
         for name, run in OPERATIONS.items()
-        for shape in shapes
+        for shape in (*shapes, *WIDER.get(name, ()))
         for dtype in dtypes
+        if shape not in WIDE_HEADS or dtype == torch.bfloat16  # float16 compiles alike; float32 spills (attention.py)
     ]
 
 
@@ -461,6 +618,26 @@ def _layer_norm(options: dict[str, Any], shape: Shape, dtype: torch.dtype, devic
     norm = rms_norm if options["rms"] else partial(layer_norm, bias=make(shape.d_model))
     out = norm(x, gain, residual=residual if options["residual"] else None)
     _backward(*(out if options["residual"] else (out,)))
+
+
+def _norm_in_products(rms: bool, shape: Shape, dtype: torch.dtype, device: str) -> None:
+    """What a fused transformer launches besides: products that norm what they write, and their gradients."""
+    M, R, d = shape.n_member, shape.n_sequence * shape.context, shape.d_model
+    make = partial(torch.empty, dtype=dtype, device=device)
+    full = partial(torch.empty, dtype=torch.float32, device=device)
+    bias, activation, width = (None, "swiglu", 2 * shape.d_ff) if rms else (make(M, d), "gelu", shape.d_ff)
+    rows, stats = make(M, R, d), full(1 if rms else 2, M, R)
+    norm = Norm(make(M, d), bias, make(M, R, d), stats)
+    linear_forward(rows, make(M, d, d), bias, make(M, R, d), norm)
+    up_bias = None if rms else make(M, width)
+    mlp_forward(rows, make(M, d, width), up_bias, make(M, shape.d_ff, d), bias, make(M, R, d), activation, norm)
+    n_part = cdiv(R, norm_tile_rows(R, d, dtype, target_of(rows.device)))
+    parts = full(1 if rms else 2, M, n_part, d)
+    gradient = NormGradient(make(M, R, d), make(M, d), stats, make(M, R, d), parts)
+    for wide in (3 * d, width):
+        grads = full(M, d, wide), None if rms else full(M, wide)
+        linear_backward(make(M, R, wide), rows, make(M, d, wide), *grads, gradient, has_bias=not rms)
+    sum_all_parts(parts, full(M, 4 * d), torch.zeros(len(parts), dtype=torch.int64, device=device))
 
 
 def _linear_cross_entropy(tied: bool, shape: Shape, dtype: torch.dtype, device: str) -> None:
@@ -506,11 +683,17 @@ OPERATIONS: dict[str, Callable[[Shape, torch.dtype, str], None]] = {
         for rms in (False, True)
         for residual in (False, True)
     },
+    "layer_norm within products": partial(_norm_in_products, False),
+    "rms_norm within products": partial(_norm_in_products, True),
     "linear_cross_entropy": partial(_linear_cross_entropy, False),
     "linear_cross_entropy, tied": partial(_linear_cross_entropy, True),
     "embedding": partial(_embedding, False),
     "embedding and position": partial(_embedding, True),
     "adamw": _adamw,
+}
+WIDER = {  # attention without a mask is less than with one
+    **dict.fromkeys(("attention", "attention, rotary and qk_norm"), WIDE_HEADS),
+    **dict.fromkeys(("linear_cross_entropy", "linear_cross_entropy, tied"), (WIDE_MODEL,)),
 }
 
 
@@ -522,10 +705,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS, help="default: all of them")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--budget", type=Path, metavar="FILE", help="what tests/kernels/test_aot.py compares with")
     options = parser.parse_args(arguments)
     rows = report(shipped_cases(), options.target, progress=True)
     if options.json:
         options.json.write_text(to_json(rows))
+    if options.budget:
+        options.budget.write_text(to_budget(rows))
     if options.markdown:
         options.markdown.write_text(to_markdown(rows))
     else:

@@ -43,6 +43,7 @@ class Blocks(NamedTuple):
     STEP: int
     num_warps: int
     num_stages: int
+    all_registers: bool = False  # see `launch`
 
 
 def forward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype, inside: bool, target: str) -> Blocks:
@@ -53,11 +54,16 @@ def forward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype, 
     wide, amd, wgmma = triton.next_power_of_2(head_dim), target.startswith("gfx"), target in ("sm_90", "sm_100")
     if target == "interpreter":
         blocks = Blocks(32, 16, 4, 1)
-    elif dtype == torch.float32:  # no tensor cores on NVIDIA: a thread holds whole rows of its operands
+    elif dtype == torch.float32 and amd:
         side = 64 if wide <= 64 else 32 if wide <= 128 else 16
-        blocks = Blocks(side, min(32, side), 4 if amd or wide > 128 else 8, 2 if wide <= 64 and not amd else 1)
-    elif amd:  # 64 KiB of LDS; four waves may take 512 registers each, eight only 256
-        blocks = Blocks(128, 64, 8, 2) if wide <= 128 else Blocks(64, 32, 4, 1)
+        blocks = Blocks(side, min(32, side), 4, 1)
+    elif dtype == torch.float32 and wide <= 64:  # no tensor cores on NVIDIA: a thread holds whole rows of its operands
+        # ahead of the products two stages hold keys of two steps: where these are turned, 250 registers instead of 110
+        blocks = Blocks(64, 16, 8, 2) if wide <= 32 else Blocks(64, 32, 8, 1 if inside else 2)
+    elif dtype == torch.float32:
+        blocks = Blocks(32, 32, 8, 1) if wide <= 128 else Blocks(16, 16, 4, 1, all_registers=True)
+    elif amd:  # 64 KiB of LDS; of a rotated half a thread of eight waves would load 8 bytes or less
+        blocks = Blocks(128, 64, 4 if inside and wide <= 64 else 8, 2) if wide <= 128 else Blocks(64, 32, 4, 1)
     elif wide <= 64:  # eight warps of 16 queries, two programs a multiprocessor
         blocks = Blocks(128, 64, 8, 3)
     elif wide <= 128:  # wgmma reads its operands from shared memory, mma.sync through registers
@@ -74,21 +80,29 @@ def backward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype,
     wide, amd, wgmma = triton.next_power_of_2(head_dim), target.startswith("gfx"), target in ("sm_90", "sm_100")
     if target == "interpreter":
         blocks = Blocks(32, 16, 4, 1)
-    elif dtype == torch.float32:
-        side = 32 if wide <= (128 if amd else 64) else 16
-        blocks = Blocks(side, side if wide <= 64 else 16, 4 if amd else 8, 1)
+    elif dtype == torch.float32 and amd:
+        blocks = Blocks(32, 32 if wide <= 64 else 16, 4, 1) if wide <= 128 else Blocks(16, 16, 4, 1)
+    elif dtype == torch.float32 and wide <= 64:
+        step = 16 if wide <= 16 and target != "sm_80" else 32  # either spills a few bytes where the other does not
+        blocks = Blocks(32, step, 8, 1, all_registers=wide == 32)
+    elif dtype == torch.float32:  # spills: 16 to 48 bytes at 128 on sm_90 and later, 1.0 to 1.8 KB at 256
+        blocks = Blocks(16, 16, 8, 1)
     elif amd:
-        blocks = Blocks(64, 32, 4, 2) if wide <= 128 else Blocks(32, 32, 4, 1)
-    elif inside and target == "sm_120" and not 64 < wide <= 128:  # a few registers scarcer than sm_80
-        blocks = Blocks(64, 32, 8, 2) if wide <= 64 else Blocks(32, 16, 8, 1)
+        # rotated heads of 128 leave no registers for steps of 32: 20 bytes spill on gfx942, 52 on gfx950; those of 64 do,
+        # and by steps of 16 a thread would load 8 bytes
+        blocks = Blocks(64, 16 if inside and wide != 64 else 32, 4, 2) if wide <= 128 else Blocks(32, 32, 4, 1)
+    elif inside and wide <= {"sm_100": 32, "sm_120": 64}.get(target, 0):  # 128 by 32 spills a few bytes
+        blocks = Blocks(64, 32, 8, 2)
     elif wide <= 64:  # dk and dv take 64 registers a thread
         blocks = Blocks(128, 64 if wgmma and not inside else 32, 8, 2)
-    elif wide <= 128 and target == "sm_100":  # sums lie in tensor memory
-        blocks = Blocks(64, 32, 8, 2)
-    elif wide <= 128:  # inside, 64 by 32 on eight warps keeps some 30 values in local memory between the loops
-        blocks = Blocks(32, 32, 4, 2) if inside else Blocks(64, 64, 8, 2)
+    elif wide <= 128 and not inside:  # 64 queries spill on sm_120, and on sm_90 where columns are masked
+        blocks = Blocks(64, 64 if target == "sm_80" or (target == "sm_90" and head_dim == wide) else 32, 8, 2)
+    elif wide <= 128 and wgmma:  # which takes 64 keys at least; at steps of 32 queries sm_90 spills 0.5 KB
+        blocks = Blocks(64, 32 if target == "sm_100" else 16, 8, 2)
+    elif wide <= 128:
+        blocks = Blocks(32, 32, 8 if target == "sm_120" else 4, 2)
     else:
-        blocks = Blocks(32, 32, 8, 2)
+        blocks = Blocks(32, 16 if inside and target in ("sm_100", "sm_120") else 32, 8, 2)
     return _cut(blocks, max(n_query, n_key), max(n_query, n_key))
 
 
@@ -96,7 +110,8 @@ def _cut(blocks: Blocks, n_own: int, n_walked: int) -> Blocks:
     """Blocks no longer than the sequence, with as many warps as leave a thread its share, but at least four."""
     block = min(blocks.BLOCK, max(16, triton.next_power_of_2(n_own)))
     step = min(blocks.STEP, max(16, triton.next_power_of_2(n_walked)))
-    return Blocks(block, step, max(4, blocks.num_warps * block // blocks.BLOCK), blocks.num_stages)
+    num_warps = max(4, blocks.num_warps * block // blocks.BLOCK)
+    return Blocks(block, step, num_warps, blocks.num_stages, blocks.all_registers)
 
 
 @triton.jit

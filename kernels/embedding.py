@@ -223,6 +223,7 @@ def embedding_backward(
     full = grad.dtype == torch.float32
     # In 16 bits columns of 128 bytes and at most 32 sums a thread; float32 has no tensor cores: 16 sums, short steps.
     columns = min(32 if full else 64, max(16, triton.next_power_of_2(d)))
+    num_warps, amd = 8 if slots >= 64 else 4, target_of(grad.device).startswith("gfx")
     launch(
         embedding_backward_kernel,
         (buckets, n_member, cdiv(d, columns)),
@@ -235,9 +236,9 @@ def embedding_backward(
         BUCKETS=buckets,
         SLOTS=slots,
         D=d,
-        ROWS=16 if full else 64,
+        ROWS=64 if not full else 8 * num_warps if amd else 16,  # waves of 64 need as many for loads of 16 bytes
         COLUMNS=columns,
-        num_warps=8 if slots >= 64 else 4,
+        num_warps=num_warps,
     )  # fmt: skip
     return grad_weight
 

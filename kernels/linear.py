@@ -58,8 +58,11 @@ def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str, *width
 
     if target == "interpreter":  # a program costs 2 ms whatever its size
         return Tiles(block(n_row, 64), block(n_column, 64), 32, 4, 1)
+    if dtype == torch.float32 and target.startswith("gfx"):  # of a tile a thread of eight waves would load 8 bytes or 4
+        return Tiles(block(n_row, 64), block(n_column, 32), 16, 4, 2)
     if dtype == torch.float32:  # no tensor cores: with 8 sums a thread, operands and pointers fit beside them
-        return Tiles(block(n_row, 64), block(n_column, 32), 16, 8, 2, target == "sm_120")
+        spills = target == "sm_120" or (target == "sm_80" and any(width % 16 for width in widths))
+        return Tiles(block(n_row, 64), block(n_column, 32), 16, 8, 2, spills)
     if any(width % 16 for width in widths):  # loads of one number each, whose addresses fill the registers
         return Tiles(block(n_row, 64), block(n_column, 64), 32, 8, 2, True)
     M, N = block(n_row, 128), block(n_column, 128)
@@ -85,9 +88,9 @@ def norm_tiles_for(n_row: int, d: int, dtype: torch.dtype, target: str, *widths:
 def matmul_tile(
     a_pointer, a_row_stride, a_inner_stride, b_pointer, b_inner_stride, b_column_stride, first_row, first_column,
     n_row, n_column, n_inner,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr, total=None,
 ):  # fmt: skip
-    """a b at [first_row, first_column], in float32."""
+    """a b at [first_row, first_column], in float32, added to `total` if that is given."""
     # 64 bits for where a block begins alone: offsets within it take half the registers
     o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     m_row, m_column = first_row + o_row < n_row, first_column + o_column < n_column
@@ -95,7 +98,8 @@ def matmul_tile(
     b_pointer += tl.cast(first_column, tl.int64) * b_column_stride
     o_a = o_row[:, None] * a_row_stride + o_inner[None, :] * a_inner_stride
     o_b = o_inner[:, None] * b_inner_stride + o_column[None, :] * b_column_stride
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if total is None:
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, n_inner, BLOCK_K):
         m_inner = start + o_inner < n_inner
         b_a = tl.load(a_pointer + o_a, mask=m_row[:, None] & m_inner[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]

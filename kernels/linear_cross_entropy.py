@@ -1,4 +1,4 @@
-"""Output projection and cross-entropy of a fleet in one: the logits x W [M, R, V] are never stored in memory.
+"""Output projection and cross-entropy of a fleet in one: the logits x W [M, R, V] are never stored, or a chunk at a time.
 
     loss = lse - logit[target] + z lse^2,   lse = log sum_v exp(logit_v),   0 where target == -100
     dlogits = scale (p (1 + 2 z lse) - onehot),   p = exp(logit - lse),   grad_x = dlogits W^T,   grad_W = x^T dlogits
@@ -9,21 +9,30 @@ Forward, one launch: a program takes BLOCK_R rows of one member and walks the vo
 the running maximum, sum of exponentials and logit of the target (online softmax, Milakov & Gimelshein 2018). Where rows
 are too few to fill the device, the vocabulary is split over programs, and a second launch combines their 3 floats a row.
 
-Backward, one launch: both gradients have the form of attention's backward. With one side *staying* in a program and the
-other side *looping* past it, in blocks: logits = stay loop^T, acc += dlogits loop. Rows stay and the vocabulary
-loops for grad_x; the vocabulary stays and rows loop for grad_W; the program index tells which. The accumulator [BLOCK_S,
-BLOCK_G] lives in registers, so a wide d is cut into `groups` of BLOCK_G columns, each of which computes the logits again.
-Where one side is too short to fill the device, the loop is split, too; float32 partial sums are added by a second launch.
+Backward where d fits one accumulator (`backward_blocks`: 512 columns in 16 bits, 256 in float32), one launch: both gradients
+have the form of attention's backward. With one side *staying* in a program and the other side *looping* past it, in blocks:
+logits = stay loop^T, acc += dlogits loop. Rows stay and the vocabulary loops for grad_x; the vocabulary stays and rows loop
+for grad_W; the program index tells which. The accumulator [BLOCK_S, BLOCK_G] lives in registers, and nothing of size R V
+in memory. Where one side is too short to fill the device, the loop is split, too; float32 partial sums are added by a
+second launch.
 
-FLOPs, in units of one product 2 M R V d: forward 1, backward 2 + 2 groups (2 with stored logits), so 5 instead of 3 for
-d <= BLOCK_G. Bytes at least: forward x + W + targets + 8 R M; backward x + W + both gradients + 20 R M. Stored 16-bit logits
+Backward of a wider d, two launches a chunk: each further accumulator would form the logits again, so dlogits [rows, columns]
+are stored, in x's dtype. The longer of R and V is cut into chunks, so that a member's take CHUNK_BYTES at most; one launch
+forms them from x, W and lse, the next grad_x = dlogits W^T and grad_W = x^T dlogits, tiles of either by program index.
+Where rows are cut, grad_W is the sum over chunks, and grad_x where the vocabulary is: the smaller of the two. A chunk's
+launch adds to what those before it have left, in float32 (a buffer, if the gradient has 16 bits), in their order. float16
+dlogits are stored in one unit of a member's rows, that of the largest scale; a row 2^20 below it may lose its grad_x.
+
+FLOPs, in units of one product 2 M R V d: forward 1, backward 4 for a narrow d (3 with stored logits), 3 for a wide one. Bytes
+at least: forward x + W + targets + 8 R M; backward of a narrow d x + W + both gradients + 20 R M, of a wide d in n chunks, for
+V >= R, x (2 n) + W (2) + grad_W + grad_x in float32 (2 n - 2) and in its own dtype (1) + dlogits (2). Stored 16-bit logits
 would move 4 R V M bytes forward (written, read) and 6 to 8 more backward.
 
 lse is kept in float32, so backward p has a relative error of eps |lse| at most: at logits of 1000 a p of 1 is good to 6e-5.
 
-Every element of every output and of every scratch has one writer; there are no atomics, so two runs give the same bits. How
-often a loop is split depends on the shapes, M among them: a member's last bits may depend on how many members run beside
-it, never on what they hold. Nothing of this file has run on hardware yet: numbers are from the interpreter, registers and
+Every element of every output and of every scratch has one writer in a launch; there are no atomics, so two runs give the same
+bits. How a loop is split and cut depends on R, d and V but not on M: neither how many members run beside a member nor
+what they hold changes a bit of it. Nothing of this file has run on hardware yet: numbers are from the interpreter, registers and
 shared memory from compiling.
 """
 
@@ -45,8 +54,13 @@ from pyscaling.kernels.launch import (
     target_of,
     upcasts,
 )
+from pyscaling.kernels.linear import matmul_tile, tiles_for
 
 IGNORED = tl.constexpr(-100)
+# Of one member's stored dlogits: the fewer chunks, the less traffic of partial sums. Not of all members together, or the
+# chunks, and with them a member's last bits, would depend on how many there are.
+CHUNK_BYTES = 64 * 2**20
+CHUNK_STEP = 128  # of its length, a multiple of any tile's side
 
 
 @triton.jit
@@ -168,14 +182,23 @@ def _unit(a, b):
 
 
 @triton.jit
+def _unit_of_rows(scale, targets, lse, r_begin, r_end, vocab, z_loss):
+    """The largest `_unit` of these rows, but not so small that sums of other rows would overflow in it."""
+    units = tl.full([256], 2.0**-64, tl.float32)
+    for r_start in range(r_begin, r_end, 256):
+        _, _, a, b = _rows(scale, targets, lse, r_start, r_end, vocab, z_loss, 256)
+        units = tl.maximum(units, _unit(a, b))
+    return tl.max(units, 0)
+
+
+@triton.jit
 def _gradient(
     stay, n_stay, stay_n, stay_k, loop, n_loop, loop_n, loop_k, out, out_n, out_k, scale, targets, lse, d, vocab, z_loss,
-    tile, group, split, SPLITS: tl.constexpr, VOCAB_STAYS: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr,
+    tile, split, SPLITS: tl.constexpr, VOCAB_STAYS: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One tile [BLOCK_S, BLOCK_G] of grad_x [R, d] or of grad_W^T [V, d] of a member, over one part of the loop."""
+    """Rows [BLOCK_S, d] of grad_x [R, d] or of grad_W^T [V, d] of a member, over one part of the loop."""
     s_start = tile * BLOCK_S
-    g_start = group * BLOCK_G
     span = tl.cdiv(tl.cdiv(n_loop, BLOCK_L), SPLITS) * BLOCK_L
     l_begin = split * span
     l_end = tl.minimum(l_begin + span, n_loop)
@@ -183,11 +206,7 @@ def _gradient(
     if VOCAB_STAYS:
         unit = 1.0
         if float16:
-            units = tl.zeros([256], tl.float32)
-            for r_start in range(l_begin, l_end, 256):
-                target, row_lse, a, b = _rows(scale, targets, lse, r_start, l_end, vocab, z_loss, 256)
-                units = tl.maximum(units, _unit(a, b))
-            unit = tl.max(units, 0)
+            unit = _unit_of_rows(scale, targets, lse, l_begin, l_end, vocab, z_loss)
     else:
         target, row_lse, a, b = _rows(scale, targets, lse, s_start, n_stay, vocab, z_loss, BLOCK_S)
         if float16:
@@ -207,7 +226,7 @@ def _gradient(
                 stay_block = _tile(stay, s_start, n_stay, stay_n, k_start, d, stay_k, BLOCK_S, BLOCK_D)
                 loop_block = _tile(loop, l_start, n_loop, loop_n, k_start, d, loop_k, BLOCK_L, BLOCK_D)
                 logits = dot(stay_block, tl.trans(loop_block), logits, UPCAST=UPCAST)
-            passing = _tile(loop, l_start, n_loop, loop_n, g_start, d, loop_k, BLOCK_L, BLOCK_G)
+            passing = _tile(loop, l_start, n_loop, loop_n, 0, d, loop_k, BLOCK_L, BLOCK_G)
         if VOCAB_STAYS:
             target, row_lse, a, b = _rows(scale, targets, lse, l_start, l_end, vocab, z_loss, BLOCK_L)
             if float16:
@@ -226,9 +245,9 @@ def _gradient(
         acc *= unit if VOCAB_STAYS else unit[:, None]
     s = tl.arange(0, BLOCK_S)
     g = tl.arange(0, BLOCK_G)
-    out += tl.cast(s_start, tl.int64) * out_n + tl.cast(g_start, tl.int64) * out_k
+    out += tl.cast(s_start, tl.int64) * out_n
     out += s[:, None] * out_n + g[None, :] * out_k
-    inside = (s_start + s < n_stay)[:, None] & (g_start + g < d)[None, :]
+    inside = (s_start + s < n_stay)[:, None] & (g < d)[None, :]
     if ACCUMULATE:
         acc += tl.load(out, mask=inside, other=0.0).to(tl.float32)
     tl.store(out, acc.to(out.dtype.element_ty), mask=inside)
@@ -242,19 +261,17 @@ def _backward_kernel(
     BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    groups = tl.cdiv(d, BLOCK_G)
     x_tiles = tl.cdiv(n_row, BLOCK_S)
     w_tiles = tl.cdiv(vocab, BLOCK_S)
     if X_FIRST:
-        in_x = program < n_member * x_tiles * groups * SPLITS_X
-        index = program if in_x else program - n_member * x_tiles * groups * SPLITS_X
+        in_x = program < n_member * x_tiles * SPLITS_X
+        index = program if in_x else program - n_member * x_tiles * SPLITS_X
     else:
-        in_x = program >= n_member * w_tiles * groups * SPLITS_W
-        index = program - n_member * w_tiles * groups * SPLITS_W if in_x else program
+        in_x = program >= n_member * w_tiles * SPLITS_W
+        index = program - n_member * w_tiles * SPLITS_W if in_x else program
     tiles = x_tiles if in_x else w_tiles
     tile = index % tiles
-    group = index // tiles % groups
-    part = (index // tiles // groups).to(tl.int64)  # member + split * M, as partial sums [SPLITS, M, ...] lie
+    part = (index // tiles).to(tl.int64)  # member + split * M, as partial sums [SPLITS, M, ...] lie
     member = part % n_member
     split = (part // n_member).to(tl.int32)
     x += member * n_row * d
@@ -269,12 +286,12 @@ def _backward_kernel(
     if in_x:
         _gradient(
             x, n_row, d, 1, weight, vocab, weight_v, weight_d, grad_x + part * n_row * d, d, 1, scale, targets, lse, d,
-            vocab, z_loss, tile, group, split, SPLITS_X, False, False, HELD, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, UPCAST,
+            vocab, z_loss, tile, split, SPLITS_X, False, False, HELD, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, UPCAST,
         )  # fmt: skip
     else:
         _gradient(
             weight, vocab, weight_v, weight_d, x, n_row, d, 1, grad_weight + part * grad_member, grad_v, grad_d, scale,
-            targets, lse, d, vocab, z_loss, tile, group, split, SPLITS_W, True, ACCUMULATE, HELD, BLOCK_S, BLOCK_L,
+            targets, lse, d, vocab, z_loss, tile, split, SPLITS_W, True, ACCUMULATE, HELD, BLOCK_S, BLOCK_L,
             BLOCK_D, BLOCK_G, UPCAST,
         )  # fmt: skip
 
@@ -311,6 +328,108 @@ def _combine_gradients(
         )  # fmt: skip
 
 
+@triton.jit
+def _dlogits_kernel(
+    scale, x, weight, targets, lse, dlogits, units, n_row, row_member, v_first, n_column, dlogits_row, dlogits_member, d,
+    vocab, weight_member, z_loss, TRANSPOSED: tl.constexpr, ROWS_NEXT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile of a chunk: its rows begin where the pointers point, its columns of the vocabulary, and weight, at v_first.
+
+    float16 is stored in one unit of the member's rows, which its first program writes to units [M].
+    """
+    tile, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    if ROWS_NEXT:  # the shorter side of a chunk first: programs that run together share what they read
+        n_tile = tl.cdiv(n_row, BLOCK_M)
+        r_start, v_start = tile % n_tile * BLOCK_M, tile // n_tile * BLOCK_N
+    else:
+        n_tile = tl.cdiv(n_column, BLOCK_N)
+        r_start, v_start = tile // n_tile * BLOCK_M, tile % n_tile * BLOCK_N
+    targets += member * row_member
+    scale += member * row_member
+    lse += member * row_member
+    weight_v = d if TRANSPOSED else 1
+    weight_d = 1 if TRANSPOSED else vocab
+    logits = matmul_tile(
+        x + member * row_member * d, d, 1, weight + member * weight_member, weight_d, weight_v, r_start, v_start, n_row,
+        n_column, d, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+    )  # fmt: skip
+    target, row_lse, a, b = _rows(scale, targets, lse, r_start, n_row, vocab, z_loss, BLOCK_M)
+    if x.dtype.element_ty == tl.float16:
+        unit = _unit_of_rows(scale, targets, lse, 0, n_row, vocab, z_loss)
+        a /= unit
+        b /= unit
+        if tile == 0:
+            tl.store(units + member, unit)
+    column = v_start + tl.arange(0, BLOCK_N)
+    one_hot = (v_first + column)[None, :] == target[:, None]
+    tile_of_dlogits = a[:, None] * tl.exp(logits - row_lse[:, None]) - tl.where(one_hot, b[:, None], 0.0)
+    _store(
+        dlogits + member * dlogits_member, tile_of_dlogits, r_start, n_row, dlogits_row, v_start, n_column, 1, BLOCK_M, BLOCK_N
+    )  # fmt: skip
+
+
+@triton.jit
+def _store(
+    pointer, tile, n_start, n_end, stride_n, k_start, k_end, stride_k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """Writes what `_tile` reads."""
+    n = tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    pointer += tl.cast(n_start, tl.int64) * stride_n + tl.cast(k_start, tl.int64) * stride_k
+    inside = (n_start + n < n_end)[:, None] & (k_start + k < k_end)[None, :]
+    tl.store(pointer + n[:, None] * stride_n + k[None, :] * stride_k, tile.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _products_kernel(
+    dlogits, units, x, weight, add_x, grad_x, add_weight, grad_weight, n_row, row_member, n_column, dlogits_row,
+    dlogits_member, d, vocab, n_tile_x, n_tile_w, weight_member, add_member, grad_member, TRANSPOSED: tl.constexpr,
+    GRAD_TRANSPOSED: tl.constexpr, ADD_X: tl.constexpr, ADD_WEIGHT: tl.constexpr, X_FIRST: tl.constexpr, X_M: tl.constexpr,
+    X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile of grad_x = dlogits W^T or of grad_W = x^T dlogits of a chunk, where the pointers point, plus what add_ holds."""
+    tile, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    in_x = tile < n_tile_x if X_FIRST else tile >= n_tile_w
+    dlogits += member * dlogits_member
+    unit = 1.0
+    if x.dtype.element_ty == tl.float16:
+        unit = tl.load(units + member)
+    if in_x:
+        tile -= 0 if X_FIRST else n_tile_w
+        n_tile = tl.cdiv(d, X_N)
+        r_start, k_start = tile // n_tile * X_M, tile % n_tile * X_N
+        weight_v = d if TRANSPOSED else 1
+        weight_d = 1 if TRANSPOSED else vocab
+        tile_of_x = tl.zeros([X_M, X_N], tl.float32)
+        if ADD_X:  # before the product, which starts from it: beside its sums there is no room for as many again
+            add_x += member * row_member * d
+            tile_of_x = _tile(add_x, r_start, n_row, d, k_start, d, 1, X_M, X_N).to(tl.float32) / unit
+        tile_of_x = matmul_tile(
+            dlogits, dlogits_row, 1, weight + member * weight_member, weight_v, weight_d, r_start, k_start, n_row, d, n_column,
+            X_M, X_N, BLOCK_K, UPCAST, tile_of_x,
+        )  # fmt: skip
+        _store(grad_x + member * row_member * d, tile_of_x * unit, r_start, n_row, d, k_start, d, 1, X_M, X_N)
+    else:
+        tile -= n_tile_x if X_FIRST else 0
+        n_tile = tl.cdiv(d, W_M)
+        k_start, v_start = tile % n_tile * W_M, tile // n_tile * W_N
+        grad_v = d if GRAD_TRANSPOSED else 1
+        grad_d = 1 if GRAD_TRANSPOSED else vocab
+        tile_of_weight = tl.zeros([W_M, W_N], tl.float32)
+        if ADD_WEIGHT:
+            add_weight += member * add_member
+            tile_of_weight = (
+                _tile(add_weight, k_start, d, grad_d, v_start, n_column, grad_v, W_M, W_N).to(tl.float32) / unit
+            )
+        tile_of_weight = matmul_tile(
+            x + member * row_member * d, 1, d, dlogits, dlogits_row, 1, k_start, v_start, d, n_column, n_row, W_M, W_N, BLOCK_K,
+            UPCAST, tile_of_weight,
+        )  # fmt: skip
+        grad_weight += member * grad_member
+        _store(grad_weight, tile_of_weight * unit, k_start, d, grad_d, v_start, n_column, grad_v, W_M, W_N)
+
+
 class Blocks(NamedTuple):
     """Rows (or vocabulary) that stay in a program and that loop; columns of d in a dot and in the accumulator."""
 
@@ -321,6 +440,7 @@ class Blocks(NamedTuple):
     held: bool  # the staying side is loaded once, whole, because d fits in one block
     warps: int
     stages: int
+    all_registers: bool = False  # see `launch`: without it a few bytes would spill
 
 
 def forward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
@@ -328,25 +448,28 @@ def forward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     width = max(16, triton.next_power_of_2(d))
     if target == "interpreter":
         return Blocks(32, 32, 32, 0, width <= 32, 4, 1)
-    if dtype == torch.float32:  # no tensor cores: a longer d keeps too many operands in registers
-        return Blocks(64, 64, 16, 0, False, 8, 2)
+    if dtype == torch.float32 and target.startswith("gfx"):  # with eight warps a thread would load 8 bytes of a tile
+        return Blocks(64, 64, 16, 0, False, 4, 2)
+    if dtype == torch.float32:  # no tensor cores: a longer d, or a second stage, keeps too many operands in registers
+        return Blocks(64, 64, 16, 0, False, 8, 1, all_registers=True)
     if target.startswith("gfx"):  # 64 KiB of LDS
         return Blocks(128, 64, width, 0, True, 8, 2) if width <= 128 else Blocks(128, 128, 64, 0, False, 8, 2)
     # traffic per FLOP falls with the 128 rows that stay, not with the block that passes, so that one may be short; without
     # the matrix instructions of sm_90 and sm_100, operands lie in registers, too, and it must be shorter
     short = target not in ("sm_90", "sm_100")
     if width <= 256:
-        return Blocks(128, 32 if short and width == 256 else 64, width, 0, True, 8, 2)
+        # so for the narrowest d: seldom does one divide by 16, and each element has an address and a mask of its own
+        return Blocks(128, 32 if short and width not in (64, 128) else 64, width, 0, True, 8, 2)
     return Blocks(128, 64 if short else 128, 64, 0, False, 8, 3)
 
 
 def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
-    """The widest accumulator that does not spill, 128 registers a thread of 8 warps: each further group repeats a product."""
+    """Of the way without stored dlogits, for d <= group, the widest accumulator that does not spill: 128 registers a thread."""
     width = max(16, triton.next_power_of_2(d))
     if target == "interpreter":
-        return Blocks(32, 32, 32, 32, width <= 32, 4, 1)
-    if dtype == torch.float32:
-        return Blocks(64, 32, 16, min(256, max(128, width)), False, 8, 2)
+        return Blocks(32, 32, 32, min(64, max(32, width)), width <= 32, 4, 1)
+    if dtype == torch.float32:  # up to 64 columns fit two programs, but for a few bytes
+        return Blocks(64, 32, 16, min(256, max(64, width)), False, 8, 2, all_registers=width <= 64)
     if target.startswith("gfx"):  # held operands lie in registers there and leave room for 64 columns only
         if width <= 64:
             return Blocks(64, 32, width, width, True, 4, 2)
@@ -360,6 +483,13 @@ def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     if width == 512:
         return Blocks(32, 32, width, width, True, 8, 2)
     return Blocks(32, 32, 64, 512, False, 8, 3)
+
+
+def chunk_length(n_row: int, vocab: int, item_size: int) -> int:
+    """How much of the longer of rows and vocabulary, a multiple of CHUNK_STEP, a chunk of stored dlogits holds."""
+    longer, shorter = max(n_row, vocab), max(1, min(n_row, vocab))
+    most = max(1, CHUNK_BYTES // (shorter * item_size) // CHUNK_STEP) * CHUNK_STEP
+    return cdiv(cdiv(longer, cdiv(longer, most)), CHUNK_STEP) * CHUNK_STEP  # chunks of about equal length
 
 
 def splits_for(programs: int, blocks: int, target: str) -> int:
@@ -394,8 +524,9 @@ def linear_cross_entropy_forward(
     launch(
         _forward_kernel, (programs * splits,), x, weight, targets, loss, lse, partial, n_member, n_row, d, vocab,
         weight.stride(0), float(z_loss), reads=[x, weight, targets], writes=written, flops=2 * x.numel() * vocab,
-        num_warps=blocks.warps, num_stages=blocks.stages, SPLITS=splits, TRANSPOSED=transposed, HELD=blocks.held,
-        BLOCK_R=blocks.stay, BLOCK_V=blocks.loop, BLOCK_D=blocks.d, UPCAST=upcasts(x.dtype),
+        num_warps=blocks.warps, num_stages=blocks.stages, all_registers=blocks.all_registers, SPLITS=splits,
+        TRANSPOSED=transposed, HELD=blocks.held, BLOCK_R=blocks.stay, BLOCK_V=blocks.loop, BLOCK_D=blocks.d,
+        UPCAST=upcasts(x.dtype),
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -435,9 +566,10 @@ def linear_cross_entropy_backward(
     grad_transposed = _is_transposed("grad_weight", grad_weight)
     target = target_of(x.device)
     blocks = backward_blocks(d, x.dtype, target)
-    groups = cdiv(d, blocks.group)
-    x_programs = n_member * cdiv(n_row, blocks.stay) * groups
-    w_programs = n_member * cdiv(vocab, blocks.stay) * groups
+    if d > blocks.group:
+        return _backward_in_chunks(scale, x, weight, targets, lse, z_loss, grad_weight, accumulate)
+    x_programs = n_member * cdiv(n_row, blocks.stay)
+    w_programs = n_member * cdiv(vocab, blocks.stay)
     splits_x = splits_for(x_programs // n_member, cdiv(vocab, blocks.loop), target)
     splits_w = splits_for(w_programs // n_member, cdiv(n_row, blocks.loop), target)
     grad_x = torch.empty_like(x)
@@ -451,8 +583,9 @@ def linear_cross_entropy_backward(
         _backward_kernel, (x_programs * splits_x + w_programs * splits_w,), scale, x, weight, targets, lse, out_x, out_w,
         n_member, n_row, d, vocab, weight.stride(0), out_member, float(z_loss), reads=[scale, x, weight, targets, lse]
         + ([grad_weight] if accumulate and splits_w == 1 else []), writes=[out_x, out_w],
-        flops=2 * x.numel() * vocab * (2 + 2 * groups), num_warps=blocks.warps, num_stages=blocks.stages,
-        SPLITS_X=splits_x, SPLITS_W=splits_w, X_FIRST=vocab > n_row,  # the longer loops first: short ones fill the end
+        flops=2 * x.numel() * vocab * 4, num_warps=blocks.warps, num_stages=blocks.stages,
+        all_registers=blocks.all_registers, SPLITS_X=splits_x, SPLITS_W=splits_w,
+        X_FIRST=vocab > n_row,  # the longer loops first: short ones fill the end
         TRANSPOSED=transposed, GRAD_TRANSPOSED=grad_transposed, ACCUMULATE=accumulate and splits_w == 1,
         HELD=blocks.held, BLOCK_S=blocks.stay, BLOCK_L=blocks.loop, BLOCK_D=blocks.d, BLOCK_G=blocks.group,
         UPCAST=upcasts(x.dtype),
@@ -467,6 +600,88 @@ def linear_cross_entropy_backward(
             reads=[partial for n, partial, _ in split if n > 1] + ([grad_weight] if accumulate and splits_w > 1 else []),
             writes=[total for n, _, total in split if n > 1],
             SPLITS_X=splits_x, SPLITS_W=splits_w, ACCUMULATE=accumulate, BLOCK=1024,
+        )  # fmt: skip
+    return grad_x, grad_weight
+
+
+def _backward_in_chunks(
+    scale: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    z_loss: float,
+    grad_weight: Tensor,
+    accumulate: bool,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy_backward` with stored dlogits."""
+    (n_member, n_row, d), vocab = x.shape, weight.shape[2]
+    target = target_of(x.device)
+    cut_rows, longer = n_row > vocab, max(n_row, vocab)
+    length = chunk_length(n_row, vocab, x.element_size())
+    rows, columns = (length, vocab) if cut_rows else (n_row, length)
+    of_logits = tiles_for(rows, columns, x.dtype, target, d, vocab)
+    of_x = tiles_for(rows, d, x.dtype, target, d, vocab)
+    of_weight = tiles_for(d, columns, x.dtype, target, d, vocab)
+    # sm_100: both jobs in one kernel would spill a few bytes for the sake of a second program beside the first
+    crowded = target == "sm_100" and x.dtype != torch.float32
+    all_registers = of_x.all_registers or of_weight.all_registers or crowded
+    # rows on 16 bytes whatever V is
+    dlogits = torch.empty(n_member, rows, cdiv(columns, 16) * 16, dtype=x.dtype, device=x.device)
+    units = torch.empty(n_member, dtype=torch.float32, device=x.device) if x.dtype == torch.float16 else None
+    grad_x = torch.empty_like(x)
+    sum_x, sum_weight = grad_x, grad_weight
+    if length < longer and not cut_rows and x.dtype != torch.float32:
+        sum_x = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    if length < longer and cut_rows and grad_weight.dtype != torch.float32:
+        sum_weight = _empty_like_weight(grad_weight, torch.float32)
+    transposed = _is_transposed("weight", weight)
+    for start in range(0, longer, length):
+        part, first, last = slice(start, start + length), start == 0, start + length >= longer
+        of_rows, of_columns = (part, slice(None)) if cut_rows else (slice(None), part)
+        in_rows, x_part, weight_part = (
+            (t[:, of_rows] for t in (scale, targets, lse)),
+            x[:, of_rows],
+            weight[:, :, of_columns],
+        )
+        scale_part, targets_part, lse_part = in_rows
+        n_row_part, n_column = x_part.shape[1], weight_part.shape[2]
+        dlogits_part = dlogits[:, :n_row_part, :n_column]
+        sizes = dlogits.stride(1), dlogits.stride(0), d, vocab
+        launch(
+            _dlogits_kernel, (cdiv(n_row_part, of_logits.BLOCK_M) * cdiv(n_column, of_logits.BLOCK_N), n_member),
+            scale_part, x_part, weight_part, targets_part, lse_part, dlogits_part, lse if units is None else units,
+            n_row_part, n_row, 0 if cut_rows else start, n_column, *sizes, weight.stride(0), float(z_loss),
+            reads=[scale_part, x_part, weight_part, targets_part, lse_part], writes=[dlogits_part, units],
+            flops=2 * x_part.numel() * n_column, TRANSPOSED=transposed, ROWS_NEXT=cut_rows, UPCAST=upcasts(x.dtype),
+            **of_logits._asdict(),
+        )  # fmt: skip
+        add_x = None if cut_rows or first else sum_x
+        out_x = (grad_x if cut_rows or last else sum_x)[:, of_rows]
+        add_weight = sum_weight if cut_rows and not first else grad_weight if accumulate else None
+        out_weight = grad_weight if not cut_rows or last else sum_weight
+        add_member, out_member = (
+            out_weight.stride(0) if add_weight is None else add_weight.stride(0),
+            out_weight.stride(0),
+        )
+        add_weight, out_weight = (
+            None if add_weight is None else add_weight[:, :, of_columns],
+            out_weight[:, :, of_columns],
+        )
+        n_tile_x = cdiv(n_row_part, of_x.BLOCK_M) * cdiv(d, of_x.BLOCK_N)
+        n_tile_w = cdiv(d, of_weight.BLOCK_M) * cdiv(n_column, of_weight.BLOCK_N)
+        launch(
+            _products_kernel, (n_tile_x + n_tile_w, n_member), dlogits_part, lse if units is None else units, x_part,
+            weight_part, out_x if add_x is None else add_x, out_x, out_weight if add_weight is None else add_weight, out_weight,
+            n_row_part, n_row, n_column, *sizes, n_tile_x, n_tile_w, weight.stride(0), add_member, out_member,
+            reads=[dlogits_part, units, x_part, weight_part, add_x, add_weight], writes=[out_x, out_weight],
+            flops=4 * x_part.numel() * n_column, num_warps=max(of_x.num_warps, of_weight.num_warps),
+            num_stages=of_x.num_stages, all_registers=all_registers,
+            TRANSPOSED=transposed, GRAD_TRANSPOSED=_is_transposed("grad_weight", grad_weight),
+            ADD_X=add_x is not None, ADD_WEIGHT=add_weight is not None,
+            X_FIRST=cut_rows,  # the longer loops first: short ones fill the end
+            X_M=of_x.BLOCK_M, X_N=of_x.BLOCK_N, W_M=of_weight.BLOCK_M, W_N=of_weight.BLOCK_N, BLOCK_K=of_x.BLOCK_K,
+            UPCAST=upcasts(x.dtype),
         )  # fmt: skip
     return grad_x, grad_weight
 

@@ -110,7 +110,7 @@ for name, run in {
 
 aot.OPERATIONS.clear()
 aot.OPERATIONS["toy"] = lambda shape, dtype, device: multiply(dtype)
-code = aot.main(["--target", "sm_90", "gfx942", "--json", "rows.json", "--markdown", "rows.md"])
+code = aot.main(["--target", "sm_90", "gfx942", "--json", "rows.json", "--markdown", "rows.md", "--budget", "budget.json"])
 json.dump(
     dict(
         rows=json.loads(aot.to_json(rows)), problems=aot.problems(rows), errors=errors,
@@ -120,7 +120,7 @@ json.dump(
                   occupancy=int(re.search(r"; Occupancy: (\\d+)", amdgcn)[1])),
         large=[large.signature, {str(k): v for k, v in large.attributes.items()}],
         amd=[job_amd.signature, {str(k): v for k, v in job_amd.attributes.items()}],
-        main=[code, json.loads(Path("rows.json").read_text()), Path("rows.md").read_text()],
+        main=[code, json.loads(Path("rows.json").read_text()), Path("rows.md").read_text(), Path("budget.json").read_text()],
     ),
     open("result.json", "w"), default=str,
 )
@@ -202,6 +202,87 @@ def test_problems_name_what_is_wrong(result: dict[str, Any]) -> None:
     assert "640 columns of tensor memory" in aot.problems([replace(row, tensor_memory_columns=640)])[0]
 
 
+def test_narrow_loads_are_a_problem_where_sizes_divide(result: dict[str, Any]) -> None:
+    row = find(result, "bf16", "sm_90")
+    assert row.even and row.dots == row.dots_16 == 1
+    narrow = replace(row, loads_16=0)
+    assert aot.problems([narrow])[0].endswith(
+        f"none of {row.loads} loads takes 16 bytes, though every size divides by 16."
+    )
+    assert aot.problems([replace(narrow, even=False)]) == aot.problems([replace(narrow, dots=0, dots_16=0)]) == []
+    even = {case: find(result, case, "sm_80").even for case in ("copy", "unaligned", "odd length")}
+    assert even == {"copy": True, "unaligned": False, "odd length": False}
+
+
+def test_budget_holds_the_worst_and_notices_more(result: dict[str, Any]) -> None:
+    row = find(result, "bf16", "sm_90")
+    worse = replace(
+        row, registers=row.registers + 20, occupancy=row.occupancy / 2, tensor_cores={"HMMA": 1, "HGMMA": 1}
+    )
+    (key,), (line,) = zip(*aot.budget([row, worse]).items(), strict=True)
+    assert key == "__main__.product sm_90 bf16"
+    assert (line["registers"], line["occupancy"], line["wide"]) == (worse.registers, worse.occupancy, 1.0)
+    assert line["tensor_cores"] == "HGMMA"  # what both use
+    allowed = {key: line}
+    for sound in (row, worse, replace(worse, registers=worse.registers + 8)):
+        assert aot.regressions([sound], allowed) == []
+    for bad, says in [
+        (replace(worse, registers=worse.registers + 9), f"takes {worse.registers + 9} registers, the budget is"),
+        (replace(worse, occupancy=worse.occupancy / 2, limited_by="registers"), "limited by registers; it was"),
+        (replace(row, tensor_cores={"HMMA": 8}), "uses HMMA, not HGMMA."),
+        (replace(row, tensor_cores={}), "uses no tensor cores, not HGMMA."),
+        (replace(row, loads_16=0), "loads take 16 bytes, it was 100%."),
+        (replace(row, kernel="other"), "not in the budget; write it anew with --budget."),
+    ]:
+        (found,) = aot.regressions([bad], allowed)
+        assert says in found
+
+
+# What a change of a kernel or of its blocks moves, a few of each kind: the whole takes half an hour.
+SAMPLE = {
+    "sm_80": ["linear, d_model 256, float16", "layer_norm of a sum, d_model 256, float32"],
+    "sm_90": ["attention, rotary and qk_norm, d_model 256, bfloat16", "mlp swiglu, d_model 256, bfloat16"],
+    "gfx942": [
+        "attention, d_model 24, float32",
+        "linear_cross_entropy, tied, d_model 256, bfloat16",
+        "adamw, d_model 24, float32",
+    ],
+}
+BUDGET = Path(__file__).with_name("budget.json")
+AGAINST_BUDGET = """
+import json, os, sys
+from pyscaling.kernels import aot
+
+sample = json.loads(sys.argv[1])
+rows = []
+for target, names in sample.items():
+    cases = [case for case in aot.shipped_cases() if names is None or case[0] in names]
+    assert names is None or len(cases) == len(names), names
+    rows += aot.report(cases, [target], progress=True)
+allowed = json.loads(open(sys.argv[2]).read())["kernels"]
+known = {f"{row.kernel} {row.target} {row.dtype}" for row in rows}
+print(json.dumps([aot.problems(rows) + aot.regressions(rows, allowed), sorted(set(allowed) - known)]))
+"""
+
+
+def test_kernels_stay_within_their_budget() -> None:
+    """PYSCALING_AOT=all compiles every kernel for every target; a change for the better is written down by
+
+    python -m pyscaling.kernels.aot --markdown docs/kernels.md --budget tests/kernels/budget.json
+    """
+    if (made_with := json.loads(BUDGET.read_text())["versions"]) != aot.versions():
+        pytest.skip(f"the budget is of {made_with}, here is {aot.versions()}")
+    whole = os.environ.get("PYSCALING_AOT") == "all"
+    sample = dict.fromkeys(aot.TARGETS) if whole else SAMPLE
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", AGAINST_BUDGET, json.dumps(sample), str(BUDGET)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, gone = json.loads(done.stdout.splitlines()[-1])
+    assert found == []
+    assert not (whole and gone), "these are in the budget and no longer compiled"
+
+
 def test_errors_name_the_case(result: dict[str, Any]) -> None:
     assert result["errors"]["unknown target"] == [
         "ValueError", "target 'sm_75' is unknown; known are sm_80, sm_90, sm_100, sm_120, gfx942, gfx950.",
@@ -211,11 +292,17 @@ def test_errors_name_the_case(result: dict[str, Any]) -> None:
 
 
 def test_command_writes_tables_and_progress(result: dict[str, Any]) -> None:
-    code, rows, markdown = result["main"]
+    code, rows, markdown, budget = result["main"]
     assert code == 0 and len(rows) == 6  # three dtypes, two targets; both shapes launch the same
-    lines = markdown.splitlines()
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(lines) == 8 and len({line.count("|") for line in lines}) == 1
-    assert "| __main__.product | sm_90 | bf16 |" in markdown
+    assert "## __main__" in markdown and "| product | bf16 | sm_90 | 1 |" in markdown and "| HGMMA | 100% |" in markdown
+    assert aot.versions() in markdown and "6 kernels, compiled ahead of time for 2 targets" in markdown
+    assert "No problems found." in markdown
+    kernels = json.loads(budget)["kernels"]
+    assert len(kernels) == 6 and len(budget.splitlines()) == len(kernels) + 5
+    (row,) = (row for row in rows if (row["target"], row["dtype"]) == ("sm_90", "bf16"))
+    assert kernels["__main__.product sm_90 bf16"]["registers"] == row["registers"]
     assert "[1/" in result["stderr"] and "6 kernels, 0 problems" in result["stderr"]
 
 
@@ -253,4 +340,5 @@ def test_the_interpreter_is_refused() -> None:
 
 def test_shipped_cases_are_named_once() -> None:
     names = [name for name, _ in aot.shipped_cases()]
-    assert len(names) == len(set(names)) == len(aot.OPERATIONS) * 2 * 3
+    wide = len(aot.WIDE_HEADS) * 2 + 2 * 3  # attention with a mask, in one dtype; the cross-entropy in three
+    assert len(names) == len(set(names)) == len(aot.OPERATIONS) * 2 * 3 + wide

@@ -460,7 +460,7 @@ def forward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     if width <= 256:
         # so for the narrowest d: seldom does one divide by 16, and each element has an address and a mask of its own
         return Blocks(128, 32 if short and width not in (64, 128) else 64, width, 0, True, 8, 2)
-    return Blocks(128, 64 if short else 128, 64, 0, False, 8, 3)
+    return Blocks(128, 64 if short else 128, 64, 0, False, 8, 3, all_registers=target == "sm_100")
 
 
 def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
@@ -476,7 +476,10 @@ def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
         return Blocks(64, 32, 64, min(512, width), False, 8, 2)
     if target in ("sm_90", "sm_100"):  # 64 rows are the least that their matrix instructions take
         if width <= 256:
-            return Blocks(128, 64 if width <= 128 else 32, width, width, True, 8, 2)
+            short = width > 128 or (
+                width <= 32 and target == "sm_100"
+            )  # a narrow d seldom divides by 16: many addresses
+            return Blocks(128, 32 if short else 64, width, width, True, 8, 2, all_registers=width <= 32 and short)
         return Blocks(64, 32, 64, 512, False, 8, 2)
     if width <= 256:
         return Blocks(64, 64, width, width, True, 8, 2)

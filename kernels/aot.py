@@ -625,11 +625,11 @@ def _norm_in_products(rms: bool, shape: Shape, dtype: torch.dtype, device: str) 
     M, R, d = shape.n_member, shape.n_sequence * shape.context, shape.d_model
     make = partial(torch.empty, dtype=dtype, device=device)
     full = partial(torch.empty, dtype=torch.float32, device=device)
-    bias, activation, width = (None, "swiglu", 2 * shape.d_ff) if rms else (make(M, d), "gelu", shape.d_ff)
+    activation, width = ("swiglu", 2 * shape.d_ff) if rms else ("gelu", shape.d_ff)
+    norm_bias, bias, up_bias = (None, None, None) if rms else (make(M, d), make(M, d), make(M, width))
     rows, stats = make(M, R, d), full(1 if rms else 2, M, R)
-    norm = Norm(make(M, d), bias, make(M, R, d), stats)
+    norm = Norm(make(M, d), norm_bias, make(M, R, d), stats)
     linear_forward(rows, make(M, d, d), bias, make(M, R, d), norm)
-    up_bias = None if rms else make(M, width)
     mlp_forward(rows, make(M, d, width), up_bias, make(M, shape.d_ff, d), bias, make(M, R, d), activation, norm)
     n_part = cdiv(R, norm_tile_rows(R, d, dtype, target_of(rows.device)))
     parts = full(1 if rms else 2, M, n_part, d)
@@ -637,7 +637,7 @@ def _norm_in_products(rms: bool, shape: Shape, dtype: torch.dtype, device: str) 
     for wide in (3 * d, width):
         grads = full(M, d, wide), None if rms else full(M, wide)
         linear_backward(make(M, R, wide), rows, make(M, d, wide), *grads, gradient, has_bias=not rms)
-    sum_all_parts(parts, full(M, 4 * d), torch.zeros(len(parts), dtype=torch.int64, device=device))
+    sum_all_parts(parts, full(M, 4 * d), d * torch.arange(len(parts), device=device))
 
 
 def _linear_cross_entropy(tied: bool, shape: Shape, dtype: torch.dtype, device: str) -> None:

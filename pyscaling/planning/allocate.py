@@ -153,11 +153,8 @@ def plan(
     D_samples = frontier.tokens(N_samples, C_samples)
     N_of, D_of = quantity(N, N_samples), quantity(D, D_samples)
 
-    loss = Quantity(
-        *_predicted(
-            fit, frontier, point, N, D, level, boot if not isinstance(bootstrap, int) else None, bootstrap, seed
-        )
-    )
+    resampled = {"n": bootstrap, "seed": seed} if isinstance(bootstrap, int) else {}
+    loss = _predicted(fit, frontier, point, N, D, level, resampled)
     floor = quantity(float(wide.least_loss(point)[0]), wide.least_loss(samples))
     training = FLOPS_PER_PARAMETER_TOKEN * N * D
     extrapolation = training / _largest_compute(fit)
@@ -208,7 +205,7 @@ def plan(
         level,
         fit.law.name,
         extrapolation,
-        tuple(_warnings(fit, N, D, extrapolation, at_edge, repeats, samples)),
+        tuple(_warnings(fit, N, D, extrapolation, at_edge, repeats)),
         floor=floor,
         budget=budget,
         needed=needed,
@@ -217,7 +214,7 @@ def plan(
         serving_apart=serving_apart,
         unique_tokens=repeats.unique_tokens if repeats is not None else None,
         binding=_binding(
-            budget, training if serving_apart else spent, N, D, {N_limit: (N, most_N), "max_tokens": (D, most_tokens)}
+            budget, training if serving_apart else spent, {N_limit: (N, most_N), "max_tokens": (D, most_tokens)}
         ),
         dominant=_dominant(samples, N_samples),
         _region=region,
@@ -348,8 +345,8 @@ def _no_optimum(fit: Any, C: float, N: float, highest: float, context: int) -> s
 
 
 def _predicted(
-    fit: Any, frontier: Frontier, point: Any, N: float, D: float, level: float, boot: Any, n: Any, seed: int
-) -> tuple[float, float, float]:
+    fit: Any, frontier: Frontier, point: Any, N: float, D: float, level: float, resampled: Mapping[str, int]
+) -> Quantity:
     """The loss of the run to be made; repeated tokens at what they are worth."""
     at = {"N": N, "D": D}
     repeats = frontier.repetition
@@ -362,14 +359,11 @@ def _predicted(
                 ("N", "D"), repeats.effective(fit.law, {k: v[0] for k, v in point.items()}, N, D), strict=True
             )
         }
-    same = {} if boot is not None else {"n": n, "seed": seed}
-    predicted = fit.predict(level=level, kind="run", **same, **at)
-    return float(predicted.value), float(predicted.low), float(predicted.high)
+    predicted = fit.predict(level=level, kind="run", **resampled, **at)
+    return Quantity(float(predicted.value), float(predicted.low), float(predicted.high))
 
 
-def _binding(
-    budget: Budget, paid: float, N: float, D: float, limits: Mapping[str, tuple[float, float]]
-) -> tuple[str, ...]:
+def _binding(budget: Budget, paid: float, limits: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
     """The limits that the plan runs into; paid: what the budget is spent on, in FLOPs."""
     names = [budget.binding] if paid >= 0.98 * budget.compute else []
     return (*names, *(name for name, (value, most) in limits.items() if value >= most * (1 - 1e-9)))
@@ -399,7 +393,7 @@ def _dominant(samples: Mapping[str, np.ndarray], N_samples: np.ndarray) -> tuple
 
 
 def _warnings(
-    fit: Any, N: float, D: float, extrapolation: float, at_edge: float, repeats: Repetition | None, samples: Any
+    fit: Any, N: float, D: float, extrapolation: float, at_edge: float, repeats: Repetition | None
 ) -> list[str]:
     warnings: list[str] = []
     if getattr(fit, "runs", None) is None:

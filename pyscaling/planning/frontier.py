@@ -196,11 +196,6 @@ def best_N(law: Law, params: Parameters, compute: float, low: float, high: float
     return Frontier(law, low, high).best_N(params, compute)
 
 
-def loss_at(law: Law, params: Parameters, N: Array, compute: float | Array) -> Array:
-    """Frontier.loss_at without limits on data and without serving."""
-    return Frontier(law, 0.0, inf).loss_at(params, N, compute)
-
-
 def chinchilla_optimum(params: Parameters, compute: float | Array) -> Array:
     """N_opt = G (C/6)^(beta/(alpha+beta)), G = (alpha A / (beta B))^(1/(alpha+beta)) (Hoffmann et al. 2022, eq. 4)."""
     A, B, alpha, beta = (np.asarray(params[name], dtype=np.float64) for name in ("A", "B", "alpha", "beta"))

@@ -1,5 +1,6 @@
 """Cuts a grid into fleets: members of one shape train together, whatever their rate and seed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,30 @@ def plan_fleets(spec: StudySpec, folder: Path) -> tuple[list[WorkItem], list[dic
             ]  # fmt: skip
     _check_corpus_length(spec, main)
     return items, rows, _facts(main, others)
+
+
+def plan_added(spec: StudySpec, folder: Path) -> tuple[list[WorkItem], list[dict[str, Any]]]:
+    """Work items and rows of the runs that were added: a fleet for each shape and budget, its members the seeds."""
+    if not spec.added:
+        return [], []
+    alone = spec.model_copy(update={"sizes": tuple(added.size for added in spec.added), "added": ()})
+    planned, rows, _ = plan_fleets(alone, folder)  # one fleet, with its members' rows in order, for each
+    items, renamed, left = [], [], iter(rows)
+    for added, item in zip(spec.added, planned, strict=True):
+        seeds = tuple(range(added.first_seed, added.first_seed + added.seeds))
+        near = spec.nearest_size(item.job.shape.N)
+        job = replace(
+            item.job,
+            fleet_id=added.fleet_id,
+            trunk_ids=tuple(f"{added.fleet_id}-s{seed}" for seed in seeds),
+            seeds=seeds,
+            warmup_steps=min(spec.warmup_steps(added.size), spec.warmup_steps(near)),
+        )
+        items.append(replace(item, job=job, checkpoint=folder / "checkpoints" / f"{job.fleet_id}.safetensors"))
+        for member, seed in enumerate(seeds):
+            names = {"run_id": job.run_id(member, job.budgets[0]), "trunk_id": job.trunk_ids[member]}
+            renamed.append(next(left) | names | {"fleet_id": job.fleet_id, "seed": seed})
+    return items, renamed
 
 
 def _jobs(spec: StudySpec, size: SizeSpec, vocab_size: int) -> list[tuple[FleetJob, list[float]]]:

@@ -4,6 +4,7 @@ Token counts may carry a unit ("500k", "2M", "1.5B"). Every key is known: a miss
 """
 
 import json
+import math
 import re
 import tomllib
 from importlib import resources
@@ -246,6 +247,9 @@ class StudySpec(_Table):
                 for entry in value:
                     lines += ["", f"[[{key}]]", *(_toml_line(*item) for item in entry.items())]
         return "\n".join(lines) + "\n"
+
+    def nearest_size(self, N: float) -> SizeSpec:
+        return min(self.sizes, key=lambda size: abs(math.log(self.shape(size, self.corpus.vocab_size).N / N)))
 
     def budgets(self, size: SizeSpec) -> tuple[int, ...]:
         """Token budgets of a size, ascending, each rounded down to whole steps."""

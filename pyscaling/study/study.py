@@ -9,21 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyscaling import __version__
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.runs import Runs
-from pyscaling.study.spec import AddedSpec, Backend, SizeSpec, StudySpec, preset_text
+from pyscaling.study.spec import AddedSpec, Backend, StudySpec, preset_text
 from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
 
 # What may change between two calls on one folder.
 _NOT_OF_THE_RUNS: Any = {"description": True, "training": {"backend"}, "added": True}
 _SAME_SIZE = 0.05  # of ln N: an added run takes a shape that the study has already
 _FAR = 0.15  # of ln N or ln D: said, where a run cannot be nearer to what was asked for
-
-if TYPE_CHECKING:
-    from pyscaling.study.executor import WorkItem
 
 
 class Study:
@@ -68,7 +65,7 @@ class Study:
         Raises StudyError if the folder is another process's or another spec's, or if the study cannot go on.
         """
         from pyscaling.study.executor import default_workers, run_local
-        from pyscaling.study.fleets import plan_fleets
+        from pyscaling.study.fleets import plan_added, plan_fleets
         from pyscaling.study.progress import StudyProgress
 
         if self.folder.exists() and not self.folder.is_dir():
@@ -76,7 +73,7 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._store() as store:
             items, rows, facts = plan_fleets(self.spec, self.folder)
-            added_items, added_rows = _plan_added(self.spec, self.folder)
+            added_items, added_rows = plan_added(self.spec, self.folder)
             items += added_items
             store.add_runs([*rows, *added_rows])
             store.set_facts({"version": __version__, **facts})
@@ -188,7 +185,7 @@ class Study:
             place = shape.d_model, shape.n_layer
             first = taken.get(place, spec.seed)
             taken[place] = first + count
-            near = _nearest(spec, shape.N)
+            near = spec.nearest_size(shape.N)
             factor = near.rate_factors[len(near.rate_factors) // 2]
             if finished is not None:
                 miss = [
@@ -280,33 +277,3 @@ def _wanted(runs: Any) -> tuple[list[tuple[float | Shape, float]], str | None]:
             if isinstance(value, bool | str) or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} of a run to add must be finite and positive, got {value!r}.")
     return [(size if isinstance(size, Shape) else float(size), float(D)) for size, D in pairs], batch
-
-
-def _nearest(spec: StudySpec, N: float) -> SizeSpec:
-    return min(spec.sizes, key=lambda size: abs(math.log(spec.shape(size, spec.corpus.vocab_size).N / N)))
-
-
-def _plan_added(spec: StudySpec, folder: Path) -> tuple[list["WorkItem"], list[dict[str, Any]]]:
-    """Work items and rows of the runs that were added: a fleet for each shape and budget, its members the seeds."""
-    from pyscaling.study.fleets import plan_fleets
-
-    if not spec.added:
-        return [], []
-    alone = spec.model_copy(update={"sizes": tuple(added.size for added in spec.added), "added": ()})
-    planned, rows, _ = plan_fleets(alone, folder)  # one fleet, with its members' rows in order, for each
-    items, renamed, left = [], [], iter(rows)
-    for added, item in zip(spec.added, planned, strict=True):
-        seeds = tuple(range(added.first_seed, added.first_seed + added.seeds))
-        near = _nearest(spec, item.job.shape.N)
-        job = replace(
-            item.job,
-            fleet_id=added.fleet_id,
-            trunk_ids=tuple(f"{added.fleet_id}-s{seed}" for seed in seeds),
-            seeds=seeds,
-            warmup_steps=min(spec.warmup_steps(added.size), spec.warmup_steps(near)),
-        )
-        items.append(replace(item, job=job, checkpoint=folder / "checkpoints" / f"{job.fleet_id}.safetensors"))
-        for member, seed in enumerate(seeds):
-            names = {"run_id": job.run_id(member, job.budgets[0]), "trunk_id": job.trunk_ids[member]}
-            renamed.append(next(left) | names | {"fleet_id": job.fleet_id, "seed": seed})
-    return items, renamed

@@ -1,11 +1,20 @@
-"""What every test shares: one thread per process, a cache of its own, and where third-party data lies."""
+"""What every test shares: one thread per process, a cache of its own, and where third-party data lies.
+
+Hypothesis draws the same examples in every run, so that a failure belongs to the change that shows it;
+`pytest --hypothesis-profile=default` draws new ones.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

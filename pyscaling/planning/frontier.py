@@ -2,8 +2,9 @@
 
 A budget pays for training and, where it is asked to, for serving: C = 6 N D + 2 N D_inf (Sardana & Frankle 2024, eq. 2), so
 that N parameters see D(N) = (C / N - 2 D_inf) / 6 tokens. Chinchilla's optimum without limits has a closed form. Any
-other law is minimised along ln N: a grid finds the basin, golden section the neighbourhood, and Newton steps on
-eighth-order differences the optimum to about 1e-11. The least compute for a loss is Newton's on both ln N and ln C.
+other law is minimised along ln D, which resolves also the models that serving leaves hardly a token: a grid finds the
+basin, golden section the neighbourhood, and Newton steps on eighth-order differences the optimum to about 1e-11. The
+least compute for a loss is Newton's on both ln N and ln C.
 """
 
 from collections.abc import Callable, Mapping
@@ -92,17 +93,17 @@ class Frontier:
         params: name -> [R]. A sample without an optimum inside gets the better end of the range.
         """
         compute = np.asarray(compute, dtype=np.float64)
-        high = np.minimum(self.high, self._serving_limit(compute))
+        high = np.minimum(self.high, self.at_tokens(_LEAST_TOKENS if self.inference_tokens else 0.0, compute))
         N = self._unlimited_best(params, compute, high)
         if self.repetition is not None:
-            repeats = self._at_tokens(self.repetition.unique_tokens, compute)  # the N that sees each token once
+            repeats = self.at_tokens(self.repetition.unique_tokens, compute)  # the N that sees each token once
             again = self._unlimited().tokens(N, compute) > self.repetition.unique_tokens * (1 + 1e-12)
             if again.any():
                 with_repeats = _minimise(
                     self._without_cap(), params, compute, self.low, np.clip(repeats, self.low, high)
                 )
                 N = np.where(again, with_repeats, N)
-        return np.clip(np.maximum(N, self._at_tokens(self.most_tokens, compute)), self.low, high)
+        return np.clip(np.maximum(N, self.at_tokens(self.most_tokens, compute)), self.low, high)
 
     def least_compute(
         self, params: Parameters, target: Any, near: tuple[float, float] | None = None
@@ -168,15 +169,10 @@ class Frontier:
         loss = self.loss(params, ends[None], D[None])[:, 0]
         return np.where(np.isfinite(loss), loss, self.loss(params, np.array([[1e30]]), np.array([[1e30]]))[:, 0])
 
-    def _serving_limit(self, compute: Array) -> Array:
-        """N above which serving leaves no tokens to train on."""
-        if not self.inference_tokens:
-            return np.full(np.shape(compute), inf)
-        return compute / (SERVING_FLOPS * self.inference_tokens) * (1 - 1e-9)
-
-    def _at_tokens(self, tokens: float, compute: Array) -> Array:
-        """N that spends the budget on so many tokens; 0 for infinitely many."""
-        return compute / (FLOPS_PER_PARAMETER_TOKEN * tokens + SERVING_FLOPS * self.inference_tokens)
+    def at_tokens(self, tokens: Any, compute: Any) -> Any:
+        """N that spends the budget on so many tokens; 0 for infinitely many, infinite for none."""
+        with np.errstate(divide="ignore"):
+            return np.divide(compute, FLOPS_PER_PARAMETER_TOKEN * tokens + SERVING_FLOPS * self.inference_tokens)
 
     def _unlimited(self) -> "Frontier":
         return replace(self, most_tokens=inf, repetition=None)
@@ -226,6 +222,7 @@ def region_bounds(
     return ends[0], ends[1]
 
 
+_LEAST_TOKENS = 1e-3  # far below any run, so that an optimum there is seen to be none
 _GOLDEN = 0.5 * (np.sqrt(5.0) - 1.0)
 _STEP = 0.02
 # Eighth-order central differences for f' and f'' at offsets -4..4 (Fornberg 1988, table 1).
@@ -236,13 +233,14 @@ _FEW = 16  # samples that may take their time: at a kink only the golden section
 
 
 def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, high: Any) -> Array:
-    """compute, low, high: numbers or [R]."""
+    """N between low and high; compute, low, high: numbers or [R]."""
     size = max(np.size(value) for value in (*params.values(), compute, low, high))
     C = np.broadcast_to(compute, size)[:, None]
-    first, last = (np.broadcast_to(np.log(end), size) for end in (low, high))
+    first, last = (np.broadcast_to(np.log(frontier.tokens(end, compute)), size) for end in (high, low))
 
     def f(x: Array) -> Array:
-        values = frontier.loss_at(params, np.exp(x), C)
+        D = np.exp(x)
+        values = frontier.loss(params, frontier.at_tokens(D, C), D)
         return np.where(np.isfinite(values), values, np.inf)
 
     share = np.linspace(0.0, 1.0, max(24, int(2 * np.max(last - first))))
@@ -280,7 +278,8 @@ def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, 
     f_ends = f(ends)
     end = np.where(f_ends[:, 0] < f_ends[:, 1], first, last)
     x = np.where(at_end & (f_ends.min(axis=1) <= best), end, x)
-    return np.exp(np.clip(x, first, last))
+    N = frontier.at_tokens(np.exp(np.clip(x, first, last)), C[:, 0])
+    return np.asarray(np.clip(N, low, high))
 
 
 def _size(params: Parameters) -> int:

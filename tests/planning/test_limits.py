@@ -5,7 +5,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pyscaling import laws
@@ -251,6 +251,9 @@ laws_of_two = st.one_of(
     st.one_of(st.none(), st.floats(8, 13)),
     st.one_of(st.none(), st.floats(8, 13)),
     st.one_of(st.none(), st.floats(6, 12)),
+)
+@example(  # the best model is 0.999992 of the one that serving leaves no token
+    ("kaplan_ND", {"N_c": 7.54e13, "D_c": 1e12, "alpha_N": 0.09375, "alpha_D": 0.046875}), 18.0, 10.0, None, None, None
 )
 def test_no_point_of_a_fine_grid_beats_the_plan(
     law: Any, log_C: float, served: float | None, unique: float | None, most_D: float | None, most_N: float | None

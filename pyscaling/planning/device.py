@@ -243,7 +243,10 @@ def largest_shape(
         )
     while high - low > 0.05:
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if fitting(middle) is not None else (low, middle)
+        if (shape := fitting(middle)) is not None:
+            low, best = middle, shape
+        else:
+            high = middle
     # Neighbours in N differ in depth, so that a somewhat larger one may fit where a smaller one does not.
     found = (fitting(log_N) for log_N in np.arange(high + 0.3, low - 0.02, -0.01))
     return next((shape for shape in found if shape is not None), best)

@@ -17,7 +17,7 @@ in memory. Where one side is too short to fill the device, the loop is split, to
 second launch.
 
 Backward of a wider d, two launches a chunk: each further accumulator would form the logits again, so dlogits [rows, columns]
-are stored, in x's dtype. The longer of R and V is cut into chunks, so that a member's take CHUNK_BYTES at most; one launch
+are stored, in x's dtype. The longer of R and V is cut into chunks, so that a member's are CHUNK at most; one launch
 forms them from x, W and lse, the next grad_x = dlogits W^T and grad_W = x^T dlogits, tiles of either by program index.
 Where rows are cut, grad_W is the sum over chunks, and grad_x where the vocabulary is: the smaller of the two. A chunk's
 launch adds to what those before it have left, in float32 (a buffer, if the gradient has 16 bits), in their order. float16
@@ -59,7 +59,7 @@ from pyscaling.kernels.linear import matmul_tile, tiles_for
 IGNORED = tl.constexpr(-100)
 # Of one member's stored dlogits: the fewer chunks, the less traffic of partial sums. Not of all members together, or the
 # chunks, and with them a member's last bits, would depend on how many there are.
-CHUNK_BYTES = 64 * 2**20
+CHUNK = 96 * 2**20  # numbers: 192 MiB in 16 bits, 384 in float32, beside some GB of weights and moments of such a member
 CHUNK_STEP = 128  # of its length, a multiple of any tile's side
 
 
@@ -488,10 +488,10 @@ def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     return Blocks(32, 32, 64, 512, False, 8, 3)
 
 
-def chunk_length(n_row: int, vocab: int, item_size: int) -> int:
+def chunk_length(n_row: int, vocab: int) -> int:
     """How much of the longer of rows and vocabulary, a multiple of CHUNK_STEP, a chunk of stored dlogits holds."""
     longer, shorter = max(n_row, vocab), max(1, min(n_row, vocab))
-    most = max(1, CHUNK_BYTES // (shorter * item_size) // CHUNK_STEP) * CHUNK_STEP
+    most = max(1, CHUNK // shorter // CHUNK_STEP) * CHUNK_STEP
     return cdiv(cdiv(longer, cdiv(longer, most)), CHUNK_STEP) * CHUNK_STEP  # chunks of about equal length
 
 
@@ -621,7 +621,7 @@ def _backward_in_chunks(
     (n_member, n_row, d), vocab = x.shape, weight.shape[2]
     target = target_of(x.device)
     cut_rows, longer = n_row > vocab, max(n_row, vocab)
-    length = chunk_length(n_row, vocab, x.element_size())
+    length = chunk_length(n_row, vocab)
     rows, columns = (length, vocab) if cut_rows else (n_row, length)
     of_logits = tiles_for(rows, columns, x.dtype, target, d, vocab)
     of_x = tiles_for(rows, d, x.dtype, target, d, vocab)

@@ -28,7 +28,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, dot, launch, operator, target_of, upcasts
+from pyscaling.kernels.launch import (
+    INTERPRETER_SIDE,
+    cdiv,
+    check,
+    check_first,
+    dot,
+    launch,
+    operator,
+    target_of,
+    upcasts,
+)
 
 EPSILON = torch.finfo(
     torch.float32
@@ -53,7 +63,7 @@ def forward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype, 
     """
     wide, amd, wgmma = triton.next_power_of_2(head_dim), target.startswith("gfx"), target in ("sm_90", "sm_100")
     if target == "interpreter":
-        blocks = Blocks(32, 16, 4, 1)
+        blocks = Blocks(INTERPRETER_SIDE, INTERPRETER_SIDE // 2, 4, 1)
     elif dtype == torch.float32 and amd:
         side = 64 if wide <= 64 else 32 if wide <= 128 else 16
         blocks = Blocks(side, min(32, side), 4, 1)
@@ -79,7 +89,7 @@ def backward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype,
     """A block of keys and its step along queries, and of the other job a block of queries and its step along keys."""
     wide, amd, wgmma = triton.next_power_of_2(head_dim), target.startswith("gfx"), target in ("sm_90", "sm_100")
     if target == "interpreter":
-        blocks = Blocks(32, 16, 4, 1)
+        blocks = Blocks(INTERPRETER_SIDE, INTERPRETER_SIDE // 2, 4, 1)
     elif dtype == torch.float32 and amd:
         blocks = Blocks(32, 32 if wide <= 64 else 16, 4, 1) if wide <= 128 else Blocks(16, 16, 4, 1)
     elif dtype == torch.float32 and wide <= 64:

@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import (
+    INTERPRETER_SIDE,
     cdiv,
     check,
     check_first,
@@ -193,7 +194,8 @@ def embedding_backward(
     if grad_weight is None:
         grad_weight = torch.empty(n_member, vocab_size, d, dtype=torch.float32, device=grad.device)
     # A bucket holds 16 rows at least, for a dot takes no fewer, and 128 at most, for the registers.
-    slots = min(128, max(16, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))
+    least = INTERPRETER_SIDE // 2 if target_of(grad.device) == "interpreter" else 16
+    slots = min(128, max(least, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))
     buckets = triton.next_power_of_2(cdiv(vocab_size, slots))
     if n_row * slots >= 2**31:
         raise ValueError(f"tokens must hold fewer than {2**31 // slots} tokens a member, got {n_row}; split the batch.")

@@ -5,8 +5,9 @@ storage (meta tensors, torch's fake tensors) a launch is announced to `observers
 torch.compile as its shape rule, `meter` counts a step of any size without memory, and `aot` learns from it what to compile.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from triton.runtime import interpreter
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
+# The side of a block in the interpreter, where a program costs milliseconds whatever its size; tests take 32, to visit
+# several. It does not change with the number of members, nor do therefore a member's bits.
+INTERPRETER_SIDE = int(os.environ.get("PYSCALING_INTERPRETER_SIDE", "256"))
 # Of the largest card of each target; the interpreter's makes small tests visit several parts and several rows a part.
 MULTIPROCESSORS = {
     "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256, "interpreter": 2,
@@ -75,7 +80,39 @@ def launch(
             observe(record)
     if any(isinstance(a, Tensor) and (a.is_meta or isinstance(a, FakeTensor)) for a in args):
         return
-    kernel[tuple(grid)](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+    with _language_patched_once() if INTERPRETED else nullcontext():
+        kernel[tuple(grid)](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextmanager
+def _language_patched_once() -> Iterator[None]:
+    """Triton's interpreter patches triton.language whenever one jitted function calls another, for a third of its time.
+
+    Within a launch once is enough for all functions of a module, which see the same language.
+    """
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function: Callable[..., Any]) -> Any:
+        if function.__module__ in patched:
+            return None  # only the kernel's own patches are taken back, when the launch ends
+        patched.add(function.__module__)
+        return patch(function)
+
+    with replaced(interpreter, _patch_lang=patch_once):
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, **members: Any) -> Iterator[None]:
+    """Within it the owner's members of these names are these."""
+    before = {name: getattr(owner, name) for name in members}
+    for name, member in members.items():
+        setattr(owner, name, member)
+    try:
+        yield
+    finally:
+        for name, member in before.items():
+            setattr(owner, name, member)
 
 
 def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import (
+    INTERPRETER_SIDE,
     MULTIPROCESSORS,
     cdiv,
     check,
@@ -76,8 +77,8 @@ def norm_tile_rows(n_row: int, d: int, dtype: torch.dtype, target: str) -> int:
     Half as many on sm_80 and sm_120, whose operands lie in registers, too.
     """
     sums = 4096 if dtype == torch.float32 else 8192 if target in ("sm_80", "sm_120") else 16384
-    most = 64 if target == "interpreter" else max(16, sums // triton.next_power_of_2(d))
-    return min(most, 64, max(16, triton.next_power_of_2(n_row)))
+    most = 2 * INTERPRETER_SIDE if target == "interpreter" else min(64, max(16, sums // triton.next_power_of_2(d)))
+    return min(most, max(16, triton.next_power_of_2(n_row)))
 
 
 def tile_for(n_row: int, d: int, elements: int, target: str) -> Tile:

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import (
+    INTERPRETER_SIDE,
     cdiv,
     check,
     check_first,
@@ -56,8 +57,9 @@ def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str, *width
     def block(n: int, most: int) -> int:
         return min(most, max(16, triton.next_power_of_2(n)))
 
-    if target == "interpreter":  # a program costs 2 ms whatever its size
-        return Tiles(block(n_row, 64), block(n_column, 64), 32, 4, 1)
+    if target == "interpreter":
+        most, inner = 2 * INTERPRETER_SIDE, max(32, INTERPRETER_SIDE // 4)
+        return Tiles(block(n_row, most), block(n_column, most), inner, 4, 1)
     if dtype == torch.float32 and target.startswith("gfx"):  # of a tile a thread of eight waves would load 8 bytes or 4
         return Tiles(block(n_row, 64), block(n_column, 32), 16, 4, 2)
     if dtype == torch.float32:  # no tensor cores: with 8 sums a thread, operands and pointers fit beside them
@@ -77,7 +79,7 @@ def norm_tiles_for(n_row: int, d: int, dtype: torch.dtype, target: str, *widths:
     """Tiles of whole rows of d numbers, so that a norm may follow."""
     M, N = norm_tile_rows(n_row, d, dtype, target), max(16, triton.next_power_of_2(d))
     if target == "interpreter":
-        return Tiles(M, N, 32, 4, 1)
+        return Tiles(M, N, max(32, INTERPRETER_SIDE // 4), 4, 1)
     if dtype == torch.float32 or any(width % 16 for width in widths):
         return Tiles(M, N, 16, 8, 2, True)
     # Two stages of (64 + 256) 64 numbers are 80 KiB: one program on sm_120, two on sm_90.

@@ -44,6 +44,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import (
+    INTERPRETER_SIDE,
     MULTIPROCESSORS,
     cdiv,
     check,
@@ -59,7 +60,9 @@ from pyscaling.kernels.linear import matmul_tile, tiles_for
 IGNORED = tl.constexpr(-100)
 # Of one member's stored dlogits: the fewer chunks, the less traffic of partial sums. Not of all members together, or the
 # chunks, and with them a member's last bits, would depend on how many there are.
-CHUNK = 96 * 2**20  # numbers: 192 MiB in 16 bits, 384 in float32, beside some GB of weights and moments of such a member
+CHUNK = (
+    96 * 2**20
+)  # numbers: 192 MiB in 16 bits, 384 in float32, beside some GB of weights and moments of such a member
 CHUNK_STEP = 128  # of its length, a multiple of any tile's side
 
 
@@ -447,7 +450,8 @@ def forward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     """Chosen by compiling d 64 to 512 in both layouts of the weight for each target: none of those spills."""
     width = max(16, triton.next_power_of_2(d))
     if target == "interpreter":
-        return Blocks(32, 32, 32, 0, width <= 32, 4, 1)
+        side = INTERPRETER_SIDE
+        return Blocks(side, side, min(side, width), 0, width <= side, 4, 1)
     if dtype == torch.float32 and target.startswith("gfx"):  # with eight warps a thread would load 8 bytes of a tile
         return Blocks(64, 64, 16, 0, False, 4, 2)
     if dtype == torch.float32:  # no tensor cores: a longer d, or a second stage, keeps too many operands in registers
@@ -467,7 +471,8 @@ def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
     """Of the way without stored dlogits, for d <= group, the widest accumulator that does not spill: 128 registers a thread."""
     width = max(16, triton.next_power_of_2(d))
     if target == "interpreter":
-        return Blocks(32, 32, 32, min(64, max(32, width)), width <= 32, 4, 1)
+        side = INTERPRETER_SIDE
+        return Blocks(side, side, min(side, width), min(2 * side, width), width <= side, 4, 1)
     if dtype == torch.float32:  # up to 64 columns fit two programs, but for a few bytes
         return Blocks(64, 32, 16, min(256, max(64, width)), False, 8, 2, all_registers=width <= 64)
     if target.startswith("gfx"):  # held operands lie in registers there and leave room for 64 columns only

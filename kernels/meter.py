@@ -48,7 +48,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
 from pyscaling.kernels import launch as machinery
-from pyscaling.kernels.launch import INTERPRETED, Launch, compiled_for
+from pyscaling.kernels.launch import INTERPRETED, Launch, compiled_for, replaced
 
 aten = torch.ops.aten
 
@@ -433,20 +433,8 @@ def _interpreter_unseen() -> Iterator[None]:
         with _unseen():
             return call(self, *args, **kwargs)
 
-    with _replaced(interpreter.GridExecutor, __call__=call_unseen):
+    with replaced(interpreter.GridExecutor, __call__=call_unseen):
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, **members: Any) -> Iterator[None]:
-    before = {name: getattr(owner, name) for name in members}
-    for name, member in members.items():
-        setattr(owner, name, member)
-    try:
-        yield
-    finally:
-        for name, member in before.items():
-            setattr(owner, name, member)
 
 
 @dataclass
@@ -514,7 +502,7 @@ def observed_bytes(function: Callable[[], Any]) -> list[Observed]:
 
     machinery.observers.append(begin)
     try:
-        with _replaced(
+        with replaced(
             builder,
             create_masked_load=masked_load,
             create_masked_store=masked_store,

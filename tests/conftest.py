@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None  # fitting and planning need none
+else:
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():  # before Triton is imported; small blocks, so that small tests visit several
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        os.environ.setdefault("PYSCALING_INTERPRETER_SIDE", "32")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -20,15 +30,6 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PYSCALING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def plan(
             C_samples, N_samples = wide.total_for_training(samples, C, near=(total, N_total))
             C = total
     highest = C / (FLOPS_PER_PARAMETER_TOKEN * context + SERVING_FLOPS * served)  # at least one sequence is read
-    _check_budget(C, highest, context, served)
+    _check_budget(C, highest, context, served, needed is not None)
     frontier = Frontier(fit.law, SMALLEST_N, min(highest, most_N), served, most_tokens, repeats)
     N = float(Frontier(fit.law, 1e-6, min(C, most_N), served, most_tokens, repeats).best_N(point, C)[0])
     if not SMALLEST_N <= N <= highest:
@@ -318,14 +318,15 @@ def _unreachable(fit: Any, frontier: Frontier, point: Any, samples: Any, target:
     )
 
 
-def _check_budget(C: float, highest: float, context: int, served: float) -> None:
+def _check_budget(C: float, highest: float, context: int, served: float, for_goal: bool) -> None:
     if highest < SMALLEST_N:
         least = SMALLEST_N * (FLOPS_PER_PARAMETER_TOKEN * context + SERVING_FLOPS * served)
         serving = f" and serving {served:.3g} tokens" if served else ""
+        budget = f"this loss takes {C:.3g} FLOPs by the fit, which" if for_goal else f"compute={C:.3g} FLOPs"
         raise ValueError(
-            f"compute={C:.3g} FLOPs is too small for any model: the smallest transformer, {SMALLEST_N:.0f} parameters "
+            f"{budget} is too small for any model: the smallest transformer, {SMALLEST_N:.0f} parameters "
             f"reading one sequence of {context} tokens{serving}, needs {least:.3g} FLOPs, {least / C:.3g} times as many. "
-            "Give a larger budget."
+            + ("Aim at a lower loss." if for_goal else "Give a larger budget.")
         )
 
 

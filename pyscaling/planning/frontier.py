@@ -138,28 +138,30 @@ class Frontier:
     def _solve(
         self, params: Parameters, condition: Condition, solvable: Mask, near: tuple[float, float] | None
     ) -> tuple[Array, Array]:
-        """(C, N) on the frontier where the condition, falling with C, is zero; NaN where it is not."""
+        """(C, N) on the frontier where the condition, falling with C, is zero; NaN where it is not.
+
+        Newton finds most: within the limits, or along one that binds; the rest, and few samples' last digits, are bracketed.
+        """
         C, N = np.full(len(solvable), np.nan), np.full(len(solvable), np.nan)
-        left = solvable.copy()
-        if near is not None:
-            C_found, N_found, good = _newton(self, params, condition, near)
-            good &= solvable
-            C[good], N[good] = C_found[good], N_found[good]
-            left &= ~good
+        near = _roughly(self, params, condition) if near is None else near
+        for newton in (_newton, _newton_at_most_parameters, _newton_at_most_tokens):
+            if near is None or not (left := solvable & np.isnan(C)).any():
+                break
+            C_found, N_found, good = newton(self, _of(params, left), condition, near, left)
+            C[left], N[left] = np.where(good, C_found, np.nan), np.where(good, N_found, np.nan)
+        left = solvable if len(solvable) <= _FEW else solvable & np.isnan(C)
         if left.any():
-            rest = {name: np.broadcast_to(value, len(left))[left] for name, value in params.items()}
+            rest = _of(params, left)
 
             def at_best(compute: Array) -> Array:
                 N = self.best_N(rest, compute)
                 loss = self.loss_at(rest, N[:, None], compute[:, None])[:, 0]
                 return condition(loss, N, compute, left)
 
-            C[left] = _falling_root(at_best, int(left.sum()))
+            C[left] = _falling_root(at_best, C[left])
             found = left & np.isfinite(C)
             if found.any():
-                N[found] = self.best_N(
-                    {name: np.broadcast_to(v, len(left))[found] for name, v in params.items()}, C[found]
-                )
+                N[found] = self.best_N(_of(params, found), C[found])
         return C, N
 
     def least_loss(self, params: Parameters) -> Array:
@@ -286,26 +288,60 @@ def _size(params: Parameters) -> int:
     return max(np.size(value) for value in params.values())
 
 
-_LEAST_COMPUTE, _MOST_COMPUTE = np.log(1e3), np.log(1e60)
+def _of(params: Parameters, which: Mask) -> dict[str, Array]:
+    """The parameters of some samples."""
+    return {name: np.broadcast_to(value, len(which))[which] for name, value in params.items()}
+
+
+_LEAST_COMPUTE, _MOST_COMPUTE = np.log(1.0), np.log(1e60)  # less and more than any run takes
+
+
+def _roughly(frontier: Frontier, params: Parameters, condition: Condition) -> tuple[float, float] | None:
+    """(C, N) near where the first sample meets the condition, by grids over ln C and, within the limits, ln N."""
+    first = np.arange(_size(params)) == 0
+    params = _of(params, first)
+    c, share = np.linspace(_LEAST_COMPUTE, _MOST_COMPUTE, 64), np.linspace(0.0, 1.0, 49)[:, None]
+    narrow, wide = -np.inf, np.inf
+    with np.errstate(all="ignore"):
+        for _ in range(3):
+            C = np.exp(c)
+            last = np.minimum(frontier.high, frontier.at_tokens(_LEAST_TOKENS, C))
+            x_low, x_high = (np.log(np.clip(end, np.exp(narrow), np.exp(wide))) for end in (frontier.low, last))
+            x = x_low + (x_high - x_low) * share  # [49, C]
+            shape = 1, x.size
+            loss = frontier.loss_at(
+                params, np.exp(x).reshape(shape), np.broadcast_to(C, x.shape).reshape(shape)
+            ).reshape(x.shape)
+            j = np.where(np.isfinite(loss), loss, np.inf).argmin(axis=0)
+            best, x_best = (np.take_along_axis(values, j[None], axis=0) for values in (loss, x))  # [1, C]
+            over = np.asarray(condition(best, np.exp(x_best), C[None], first))[0] > 0
+            i = int(np.argmin(over))
+            if i == 0 or over[i]:
+                return None
+            spacing = (x_high - x_low)[i] / 24 + 1
+            narrow, wide = x_best[0, i - 1] - spacing, x_best[0, i] + spacing
+            found = float(C[i]), float(np.exp(x_best[0, i]))
+            c = np.linspace(c[i - 1], c[i], 9)
+    return found
 
 
 def _newton(
-    frontier: Frontier, params: Parameters, condition: Condition, near: tuple[float, float]
+    frontier: Frontier, params: Parameters, condition: Condition, near: tuple[float, float], which: Mask
 ) -> tuple[Array, Array, Mask]:
     """(C, N, which are good) by Newton steps on ln N and ln C together from `near`, with second-order differences.
 
     Good is what has come to rest at a minimum within the limits; N then is right to about 1e-4, C to its square.
     """
-    size, step = _size(params), 0.02
+    size, step, free = _size(params), 2e-3, frontier._without_cap()
     c, x = np.full(size, np.log(near[0])), np.full(size, np.log(near[1]))
     i_x, i_c = (axis.ravel() * step for axis in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
     moved = np.full(size, np.inf)
     with np.errstate(all="ignore"):
         for _ in range(6):
             N, C = np.exp(x[:, None] + i_x), np.exp(c[:, None] + i_c)  # [R, 9]
-            loss = frontier.loss_at(params, N, C)
+            loss = free.loss_at(params, N, C)
             L = loss.reshape(size, 3, 3)
-            g = np.asarray(condition(loss, N, C, slice(None))).reshape(size, 3, 3)
+            g = np.asarray(condition(loss, N, C, which)).reshape(size, 3, 3)
             L_x, L_xx = (L[:, 2, 1] - L[:, 0, 1]) / (2 * step), (L[:, 2, 1] - 2 * L[:, 1, 1] + L[:, 0, 1]) / step**2
             L_xc = (L[:, 2, 2] - L[:, 2, 0] - L[:, 0, 2] + L[:, 0, 0]) / (4 * step**2)
             g_x, g_c = (g[:, 2, 1] - g[:, 0, 1]) / (2 * step), (g[:, 1, 2] - g[:, 1, 0]) / (2 * step)
@@ -317,18 +353,73 @@ def _newton(
             if np.all((moved < 1e-5) | ~np.isfinite(moved)):
                 break
         N, C = np.exp(x), np.exp(c)
-        inside = (frontier.low < N) & (frontier.high > N) & (frontier.tokens(N, C) < frontier.most_tokens)
-        if frontier.repetition is not None:  # the stencil must not straddle where repetition begins
-            inside &= np.abs(np.log(frontier.tokens(N, C) / frontier.repetition.unique_tokens)) > 3 * step
+        inside = (frontier.low < N) & (frontier.high > N) & (free.tokens(N, C) <= frontier.most_tokens)
     return C, N, inside & (moved < 1e-3) & (L_xx > 0)
 
 
-def _falling_root(f: Callable[[Array], Array], size: int) -> Array:
-    """C [R] at which f, falling with C, is zero, on ln C by the Illinois rule (Dowell & Jarratt 1971); NaN where there is
-    none between 1e3 and 1e60."""
+def _newton_at_most_parameters(
+    frontier: Frontier, params: Parameters, condition: Condition, near: tuple[float, float], which: Mask
+) -> tuple[Array, Array, Mask]:
+    """As `_newton` for what has as many parameters as are allowed, and would rather have more."""
+    C, good = _newton_along(frontier, params, condition, near, which, lambda C: np.full_like(C, frontier.high), -1)
+    N = np.full_like(C, frontier.high)
+    return C, N, good & (frontier.tokens(N, C) < frontier.most_tokens)
+
+
+def _newton_at_most_tokens(
+    frontier: Frontier, params: Parameters, condition: Condition, near: tuple[float, float], which: Mask
+) -> tuple[Array, Array, Mask]:
+    """As `_newton` for what sees as many tokens as are allowed, and would rather see more."""
+
+    def N_of(C: Array) -> Array:
+        return np.asarray(frontier.at_tokens(frontier.most_tokens, C))
+
+    C, good = _newton_along(frontier, params, condition, near, which, N_of, +1)
+    N = N_of(C)
+    return C, N, good & (frontier.low < N) & (frontier.high > N)
+
+
+def _newton_along(
+    frontier: Frontier,
+    params: Parameters,
+    condition: Condition,
+    near: tuple[float, float],
+    which: Mask,
+    N_of: Callable[[Array], Array],
+    inner: int,
+) -> tuple[Array, Mask]:
+    """C where the condition is zero along N_of(C), and whether the loss there rises towards `inner`, smaller or larger N."""
+    step = 2e-3
+    c = np.full(_size(params), np.log(near[0]))
+    moved = np.full(_size(params), np.inf)
     with np.errstate(all="ignore"):
-        a, b = np.full(size, _LEAST_COMPUTE), np.full(size, _MOST_COMPUTE)
-        f_a, f_b = f(np.exp(a)), f(np.exp(b))
+        for _ in range(8):
+            C = np.exp(c[:, None] + step * np.array([-1, 0, 1]))  # [R, 3]
+            N = N_of(C)
+            g = np.asarray(condition(frontier.loss_at(params, N, C), N, C, which))
+            dc = -g[:, 1] * 2 * step / (g[:, 2] - g[:, 0])
+            moved, c = np.abs(dc), c + np.clip(dc, -2, 2)
+            if np.all((moved < 1e-7) | ~np.isfinite(moved)):
+                break
+        C = np.exp(c)
+        N = N_of(C)[:, None] * np.exp([0.0, 1e-4 * inner])
+        at, inside = frontier.loss_at(params, N, C[:, None]).T
+    return C, (moved < 1e-5) & (inside > at)
+
+
+def _falling_root(f: Callable[[Array], Array], near: Array) -> Array:
+    """C [R] at which f, falling with C, is zero, on ln C by the Illinois rule (Dowell & Jarratt 1971); NaN where there is
+    none up to 1e60, and 1 where f is below zero there. near: where it is to about 1e-6, or NaN."""
+    with np.errstate(all="ignore"):
+        size, wide = len(near), np.isnan(near)
+        for _ in range(2):
+            a = np.where(wide, _LEAST_COMPUTE, np.log(near) - 1e-6)
+            b = np.where(wide, _MOST_COMPUTE, np.log(near) + 1e-6)
+            f_a, f_b = f(np.exp(a)), f(np.exp(b))
+            if np.all((f_a > 0) & (f_b < 0) | wide):
+                break
+            wide |= ~((f_a > 0) & (f_b < 0))
+        at_once = wide & (f_a <= 0)
         c, side = 0.5 * (a + b), np.zeros(size)
         enough = 1e-13 if size <= _FEW else 1e-6
         for _ in range(80):
@@ -341,5 +432,5 @@ def _falling_root(f: Callable[[Array], Array], size: int) -> Array:
             a, b, side = np.where(above, c, a), np.where(above, b, c), np.where(above, 1.0, -1.0)
             if np.all((np.abs(f_c) < enough) | (b - a < 1e-14 * np.abs(b))):
                 break
-    at_end = (c <= _LEAST_COMPUTE + 1e-9) | (c >= _MOST_COMPUTE - 1e-9)
-    return np.where(at_end, np.nan, np.exp(c))
+    C = np.where(c >= _MOST_COMPUTE - 1e-9, np.nan, np.exp(c))
+    return np.where(at_once, np.exp(_LEAST_COMPUTE), C)

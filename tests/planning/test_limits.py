@@ -1,5 +1,6 @@
 """Plans under limits and for goals: against closed forms and mpmath to 1e-10, and against brute force over a fine grid."""
 
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -243,15 +244,25 @@ laws_of_two = st.one_of(
 )  # fmt: skip
 
 
+limits_of_each = [st.one_of(st.none(), st.floats(*exponents)) for exponents in ((8, 13), (8, 13), (8, 13), (6, 12))]
+LIMITS = "inference_tokens", "unique_tokens", "max_tokens", "max_parameters"
+
+
+def loss_with_repetition(fit: KnownFit, U: float, N: Any, D: Any) -> Any:
+    """Muennighoff et al. 2023, eqs. 5-7, written out again."""
+
+    def worth(x: Any, unique: Any, R: float) -> Any:
+        return np.where(x > unique, unique * (1 + R * (1 - np.exp(-np.maximum(x / unique - 1, 0) / R))), x)
+
+    D_worth, p = worth(D, U, 15.387756), fit.params
+    if fit.law.name == "kaplan_ND":
+        return fit.evaluate(N=N, D=D_worth)
+    fitting = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / p["alpha"]) * U ** (p["beta"] / p["alpha"])
+    return fit.evaluate(N=worth(N, fitting, 5.309743), D=D_worth)
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    laws_of_two,
-    st.floats(18, 25),
-    st.one_of(st.none(), st.floats(8, 13)),
-    st.one_of(st.none(), st.floats(8, 13)),
-    st.one_of(st.none(), st.floats(8, 13)),
-    st.one_of(st.none(), st.floats(6, 12)),
-)
+@given(laws_of_two, st.floats(18, 25), *limits_of_each)
 @example(  # the best model is 0.999992 of the one that serving leaves no token
     ("kaplan_ND", {"N_c": 7.54e13, "D_c": 1e12, "alpha_N": 0.09375, "alpha_D": 0.046875}), 18.0, 10.0, None, None, None
 )
@@ -261,13 +272,8 @@ def test_no_point_of_a_fine_grid_beats_the_plan(
     name, params = law
     C = 10**log_C
     fit = KnownFit(laws.get(name), params)
-    limits = {
-        key: 10**value
-        for key, value in (
-            ("inference_tokens", served), ("unique_tokens", unique), ("max_tokens", most_D), ("max_parameters", most_N)
-        )
-        if value is not None
-    }  # fmt: skip
+    given_limits = zip(LIMITS, (served, unique, most_D, most_N), strict=True)
+    limits = {name: 10**value for name, value in given_limits if value is not None}
     try:
         result = planned(fit, compute=C, bootstrap=2, **limits)
     except ValueError as error:
@@ -276,26 +282,77 @@ def test_no_point_of_a_fine_grid_beats_the_plan(
     D_inf, U = limits.get("inference_tokens", 0.0), limits.get("unique_tokens", np.inf)
     assert 6 * result.N.value * result.D.value + 2 * result.N.value * D_inf <= C * (1 + 1e-9)
     assert result.D.value <= limits.get("max_tokens", np.inf) and result.N.value <= limits.get("max_parameters", np.inf)
-    # the truth, written out again; every D up to what is left, for with repetition more is not better by itself
+    # every D up to what is left, for with repetition more is not better by itself
     N = np.geomspace(800, min(limits.get("max_parameters", np.inf), C / (6e3 + 2 * D_inf)), 20_001)
     D = np.minimum((C / N - 2 * D_inf) / 6, limits.get("max_tokens", np.inf))
-
-    def worth(x: Any, unique: Any, R: float) -> Any:
-        return np.where(x > unique, unique * (1 + R * (1 - np.exp(-np.maximum(x / unique - 1, 0) / R))), x)
-
-    def loss(N: Any, D: Any) -> Any:
-        D_worth = worth(D, U, 15.387756)
-        if name == "kaplan_ND":
-            return fit.evaluate(N=N, D=D_worth)
-        fitting = (params["alpha"] * params["A"] / (params["beta"] * params["B"])) ** (1 / params["alpha"])
-        fitting *= U ** (params["beta"] / params["alpha"])
-        return fit.evaluate(N=worth(N, fitting, 5.309743), D=D_worth)
-
+    loss = partial(loss_with_repetition, fit, U)
     once = N[N * (6 * U + 2 * D_inf) <= C]  # models that see each token once
     seen = np.full(len(once), min(U, limits.get("max_tokens", np.inf), 1e300))
     grid = np.concatenate([loss(N, D), loss(N, D / 1.5), loss(once, seen)])
     reached = float(loss(np.array(result.N.value), np.array(result.D.value)))
     assert reached <= np.nanmin(grid) * (1 + 1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(laws_of_two, st.floats(6, 12), st.floats(0, 4), *limits_of_each)
+def test_no_point_of_a_fine_grid_reaches_a_goal_for_less(
+    law: Any, log_N: float, log_ratio: float, served: float | None, unique: float | None, most_D: float | None,
+    most_N: float | None,
+) -> None:  # fmt: skip
+    fit = KnownFit(laws.get(law[0]), law[1])
+    given_limits = zip(LIMITS, (served, unique, most_D, most_N), strict=True)
+    limits = {name: 10**value for name, value in given_limits if value is not None}
+    D_inf, U = limits.get("inference_tokens", 0.0), limits.get("unique_tokens", np.inf)
+    most_tokens, most_parameters = limits.get("max_tokens", np.inf), limits.get("max_parameters", np.inf)
+    loss = partial(loss_with_repetition, fit, U)
+    N = min(10**log_N, most_parameters)
+    target = 1.001 * float(loss(N, min(N * 10**log_ratio, most_tokens)))  # a model within the limits gets below it
+    try:
+        result = planned(fit, target_loss=target, bootstrap=2, **limits)
+    except ValueError as error:
+        assume("too small" not in str(error))
+        raise
+    paid = 6 * result.N.value * result.D.value + 2 * result.N.value * D_inf
+    assert result.D.value <= most_tokens and result.N.value <= most_parameters
+    assert float(loss(result.N.value, result.D.value)) == pytest.approx(target, rel=1e-9)
+    N = np.geomspace(800, min(most_parameters, 1e16), 5_001)
+    low, high = np.full(len(N), 1e-3), np.full(len(N), min(most_tokens, 1e40))  # of which the least D that reaches it
+    reached = loss(N, high) <= target
+    for _ in range(200):
+        middle = np.sqrt(low * high)
+        enough = loss(N, middle) <= target
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    cost = np.where(reached & (high >= 1024), 6 * N * high + 2 * N * D_inf, np.inf)  # of a whole sequence
+    assert paid <= cost.min() * (1 + 1e-6)
+
+
+CROWDED = [  # limits that bind for some samples and not for others
+    {"max_tokens": 6e10},
+    {"max_parameters": 3e9},
+    {"unique_tokens": 5e10},
+    {"unique_tokens": 1e10, "max_tokens": 7e10, "inference_tokens": 1e11},
+]
+
+
+@pytest.mark.parametrize("limits", CROWDED)
+@pytest.mark.parametrize("fit", [FIT, KnownFit(KAPLAN_LAW, KAPLAN)])
+def test_many_samples_are_solved_as_each_alone(fit: KnownFit, limits: dict[str, float]) -> None:
+    generator = np.random.default_rng(3)
+    samples = {name: value * np.exp(0.01 * generator.standard_normal(60)) for name, value in fit.params.items()}
+    point = {name: np.array([value]) for name, value in fit.params.items()}
+    repetition = Repetition(limits["unique_tokens"]) if "unique_tokens" in limits else None
+    frontier = Frontier(
+        fit.law, 768.0, limits.get("max_parameters", 1e60), limits.get("inference_tokens", 0.0),
+        limits.get("max_tokens", np.inf), repetition,
+    )  # fmt: skip
+    target = float(fit.evaluate(N=2.5e9, D=5e10))
+    solved = [frontier.least_compute({n: v[i : i + 1] for n, v in samples.items()}, target) for i in range(60)]
+    C_alone, N_alone = np.array(solved)[:, :, 0].T
+    C_point, N_point = (float(value[0]) for value in frontier.least_compute(point, target))
+    C, N = frontier.least_compute(samples, target, near=(C_point, N_point))
+    assert np.isfinite(C_alone).sum() > 30
+    assert pytest.approx(C_alone, rel=1e-5, nan_ok=True) == C
+    assert pytest.approx(N_alone, rel=1e-3, nan_ok=True) == N
 
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------
@@ -309,6 +366,7 @@ def test_no_point_of_a_fine_grid_beats_the_plan(
         ({"compute": 1e21, "architecture": {"foo": 1}}, "has an option that is unknown"),
         ({"compute": 1e21, "bytes_per_parameter": -1}, "bytes_per_parameter must be finite and positive"),
         ({}, "a plan needs a budget .* or a goal"),
+        ({"target_loss": 9e3}, r"this loss takes 94 FLOPs by the fit, which is too small for any model: .* Aim at a lower loss"),
         ({"target_loss": 1.7}, r"1.7000 is not reachable: by this fit no compute leads below 1.8172"),
         ({"target_loss": 2.0, "unique_tokens": "1B"}, "without the limits on data and parameters not below 1.8172"),
         ({"target_loss": 2.0, "compute": 1e20}, r"needs 2.426e\+23 FLOPs by this fit, 2.43e\+03 times what compute allows"),

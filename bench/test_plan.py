@@ -29,6 +29,10 @@ KINDS = {
     "goal": {"target_loss": 2.0},
     "goal, priced for serving": {"target_loss": 2.0, "inference_tokens": "10T"},
     "goal, with repeated data": {"target_loss": 2.2, "unique_tokens": "40B"},
+    "goal, under a cap that binds": {"target_loss": 2.2, "max_tokens": "100B"},
+    "serving apart, under a cap that binds": {
+        "compute": 1e23, "unique_tokens": "40B", "inference_tokens": "1T", "serving_apart": True, "max_parameters": "10B",
+    },
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """From a fit and what a user has and wants to a plan: the best N and D with intervals, batch, steps, shape, price."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.fitting.bootstrap import Bootstrap, check_level, interval_of
+from pyscaling.planning.around import Around
 from pyscaling.planning.batch import choose_batch
 from pyscaling.planning.budget import Budget, budget_of
 from pyscaling.planning.device import Device
-from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, Frontier, Repetition, region_bounds
-from pyscaling.planning.result import Plan, Quantity, Region, Worth
+from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, Frontier, Repetition
+from pyscaling.planning.result import Plan, Quantity
 from pyscaling.planning.units import check_positive, parse_count, parse_memory
 
 SMALLEST_N = 768.0  # one layer of width 8, the smallest shape of `shape_near`
@@ -82,145 +83,151 @@ def plan(
     _check_goal(budget, target_loss, target_gain, over)
     options = dict(architecture or {})
     context = _context(options)
-    served = parse_count("inference_tokens", inference_tokens) if inference_tokens is not None else 0.0
-    most_tokens = parse_count("max_tokens", max_tokens) if max_tokens is not None else inf
-    most_N, N_limit = _most_parameters(max_parameters, serving_memory, bytes_per_parameter)
-    if most_tokens < context:
-        raise ValueError(f"max_tokens={most_tokens:g} is less than one sequence of context={context} tokens.")
-    if most_N < SMALLEST_N:
-        raise ValueError(
-            f"{N_limit} allows {most_N:.3g} parameters, and the smallest transformer has {SMALLEST_N:.0f}; raise it."
-        )
+    wide, N_limit = _limits(
+        fit, context, unique_tokens, max_tokens, inference_tokens, max_parameters, serving_memory, bytes_per_parameter,
+        repetition,
+    )  # fmt: skip
+    served, repeats = wide.inference_tokens, wide.repetition
     if serving_apart and (not served or target_loss is not None or target_gain is not None):
         raise ValueError(
             "serving_apart=True needs a budget and inference_tokens=; a goal counts both kinds of compute."
         )
-    repeats = None
-    if unique_tokens is not None:
-        repeats = Repetition(parse_count("unique_tokens", unique_tokens), *_checked_repetition(repetition))
-    elif repetition is not None:
-        raise ValueError(f"repetition={repetition!r} says nothing without unique_tokens=; give it.")
-
-    point = {name: np.array([float(value)]) for name, value in fit.params.items()}
-    if not isinstance(bootstrap, int):
-        boot = bootstrap
-    elif hasattr(fit, "_bootstrap_for_prediction"):
-        boot = fit._bootstrap_for_prediction(bootstrap, None, seed, None)  # kept, for the next plan and for predict
-    else:
-        boot = fit.bootstrap(bootstrap, seed=seed)
-    samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))
-
-    def quantity(value: float, drawn: np.ndarray) -> Quantity:
-        low, high = interval_of(np.asarray(value), drawn, level, "t", boot.degrees)
-        return Quantity(float(value), float(low), float(high))
-
-    wide = Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats)
-    needed: Quantity | None = None
+    given = _Given.of(fit, bootstrap, seed, level, context)
     if target_loss is not None or target_gain is not None:
-        goals = [_goal(wide, params, target_loss, target_gain, over) for params in (point, samples)]
-        value = float(goals[0][0])
-        C_needed, N_needed = wide.least_compute(point, goals[0])
-        if not np.isfinite(C_needed[0]):
-            raise ValueError(_unreachable(fit, wide, point, samples, value, quantity))
-        C = float(C_needed[0])
-        if budget.compute < C:
-            raise ValueError(
-                f"a loss of {value:.4f} needs {C:.4g} FLOPs by this fit, {C / budget.compute:.3g} times what "
-                f"{budget.binding} allows ({budget.compute:.4g} FLOPs); raise it, or aim at a higher loss."
-            )
-        C_samples, N_samples = wide.least_compute(samples, goals[1], near=(C, float(N_needed[0])))
-        needed = quantity(C, C_samples)
+        best, needed = _least_compute(given, wide, budget, target_loss, target_gain, over)
     else:
-        C = budget.compute
-        C_samples = np.full(len(boot.samples), C)
-        if served and serving_apart:
-            total, N_total = (float(array[0]) for array in wide.total_for_training(point, C))
-            if not np.isfinite(total):
-                raise ValueError(
-                    f"no run spends {C:.3g} FLOPs on training under these limits; leave serving_apart or a limit out."
-                )
-            C_samples, N_samples = wide.total_for_training(samples, C, near=(total, N_total))
-            C = total
-    highest = C / (FLOPS_PER_PARAMETER_TOKEN * context + SERVING_FLOPS * served)  # at least one sequence is read
-    _check_budget(C, highest, context, served, needed is not None)
-    frontier = Frontier(fit.law, SMALLEST_N, min(highest, most_N), served, most_tokens, repeats)
-    N = float(Frontier(fit.law, 1e-6, min(C, most_N), served, most_tokens, repeats).best_N(point, C)[0])
-    if not SMALLEST_N <= N <= highest:
-        raise ValueError(_no_optimum(fit, C, N, highest, context))
-    if needed is None and not (served and serving_apart):
-        N_samples = frontier.best_N(samples, C)
-    D = float(frontier.tokens(np.array(N), C))
-    D_samples = frontier.tokens(N_samples, C_samples)
-    N_of, D_of = quantity(N, N_samples), quantity(D, D_samples)
-
-    resampled = {"n": bootstrap, "seed": seed} if isinstance(bootstrap, int) else {}
-    loss = _predicted(fit, frontier, point, N, D, level, resampled)
-    floor = quantity(float(wide.least_loss(point)[0]), wide.least_loss(samples))
+        best, needed = (_training_alone if serving_apart else _spent)(given, wide, budget.compute), None
+    N, D = best.N.value, best.D.value
     training = FLOPS_PER_PARAMETER_TOKEN * N * D
+    spent = best.frontier.compute(N, D)
+    resampled = {"n": bootstrap, "seed": seed} if isinstance(bootstrap, int) else {}
+    loss = _predicted(fit, best.frontier, given.point, N, D, level, resampled)
     extrapolation = training / _largest_compute(fit)
-    spent = frontier.compute(N, D)
     shape = shape_near(N, **options)
-    low = frontier.low
-    most = np.minimum(C_samples / (C / highest), most_N)  # that read one sequence
-    at_edge = float(np.mean((N_samples <= low * 1.001) | ((N_samples >= most * 0.999) & (most < most_N))))
-
-    # what stays fixed where N is chosen otherwise: the budget, which with serving_apart is training's
-    along, fixed = (replace(frontier, inference_tokens=0.0, high=most_N), training) if serving_apart else (frontier, C)
-    high = min(along.high, fixed / (FLOPS_PER_PARAMETER_TOKEN * context))
-
-    def region(epsilon: float) -> Region:
-        check_positive("epsilon", epsilon)
-        best = along.loss_at(point, np.array([[N]]), fixed)[0, 0]
-        N_low, N_high = region_bounds(along, point, fixed, N, best * (1 + epsilon), low, high)
-        D_low, D_high = (float(along.tokens(np.array(n), fixed)) for n in (N_high, N_low))
-        return Region(epsilon, N_low, N_high, D_low, D_high, N_low <= low, N_high >= high)
-
-    def isoflop(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        curves = along.loss_at(samples, at[None], fixed)
-        ends = np.nanquantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        return along.loss_at(point, at[None], fixed)[0], ends[0], ends[1]
-
-    trained_alone = None
-    if served and not serving_apart and needed is None:
-        alone = replace(frontier, inference_tokens=0.0, high=min(C / (FLOPS_PER_PARAMETER_TOKEN * context), most_N))
-        N_alone = float(alone.best_N(point, C)[0])
-        trained_alone = N_alone, float(alone.loss_at(point, np.array([[N_alone]]), C)[0, 0])
-
-    def with_more_data(tokens: float) -> Worth:
-        if repeats is None:
-            return Worth(0.0, 1.0)
-        better = replace(frontier, repetition=replace(repeats, unique_tokens=repeats.unique_tokens + tokens))
-        here = float(frontier.loss_at(point, np.array([[N]]), C)[0, 0])
-        there = float(better.loss_at(point, better.best_N(point, C)[:, None], C)[0, 0])
-        worth = float(frontier.least_compute(point, there)[0][0]) / C if there < here * (1 - 1e-12) else 1.0
-        return Worth(here - there if worth != 1.0 else 0.0, worth if np.isfinite(worth) else inf)
-
+    fixed = training if serving_apart else None
+    around = Around(
+        best.frontier, given.point, given.samples, level, N, best.compute, fixed, wide.high, context
+    )  # fmt: skip
     return Plan(
-        spent if spent < 0.999 * C else C,
-        N_of,
-        D_of,
+        spent if spent < 0.999 * best.compute else best.compute,
+        best.N,
+        best.D,
         loss,
         choose_batch(loss.value, D, batch_tokens, noise_scale, shape.context),
         shape,
         level,
         fit.law.name,
         extrapolation,
-        tuple(_warnings(fit, N, D, extrapolation, at_edge, repeats)),
-        floor=floor,
+        tuple(_warnings(fit, N, D, extrapolation, best.share_at_edge, repeats)),
+        floor=_floor(given, wide),
         budget=budget,
         needed=needed,
         inference_tokens=served,
-        trained_alone=trained_alone,
+        trained_alone=around.trained_alone() if served and not serving_apart and needed is None else None,
         serving_apart=serving_apart,
         unique_tokens=repeats.unique_tokens if repeats is not None else None,
         binding=_binding(
-            budget, training if serving_apart else spent, {N_limit: (N, most_N), "max_tokens": (D, most_tokens)}
+            budget, training if serving_apart else spent, {N_limit: (N, wide.high), "max_tokens": (D, wide.most_tokens)}
         ),
-        dominant=_dominant(samples, N_samples),
-        _region=region,
-        _isoflop=isoflop,
-        _with_more_data=with_more_data,
+        dominant=_dominant(given.samples, best.N_samples),
+        _around=around,
     )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a fit says: its parameters, name -> [1], and resamples of them, name -> [R]."""
+
+    fit: Any
+    point: Mapping[str, np.ndarray]
+    samples: Mapping[str, np.ndarray]
+    level: float
+    degrees: int
+    context: int
+
+    @classmethod
+    def of(cls, fit: Any, bootstrap: Any, seed: int, level: float, context: int) -> "_Given":
+        point = {name: np.array([float(value)]) for name, value in fit.params.items()}
+        if not isinstance(bootstrap, int):
+            boot = bootstrap
+        elif hasattr(fit, "_bootstrap_for_prediction"):
+            boot = fit._bootstrap_for_prediction(bootstrap, None, seed, None)  # kept, for the next plan and for predict
+        else:
+            boot = fit.bootstrap(bootstrap, seed=seed)
+        samples = dict(zip(boot.names, np.asarray(boot.samples).T, strict=True))
+        return cls(fit, point, samples, level, boot.degrees, context)
+
+    @property
+    def size(self) -> int:
+        return max(map(len, self.samples.values()))
+
+    def quantity(self, value: float, drawn: np.ndarray) -> Quantity:
+        low, high = interval_of(np.asarray(value), drawn, self.level, "t", self.degrees)
+        return Quantity(float(value), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best run, and that of each sample. frontier: the models that `compute` can pay for."""
+
+    frontier: Frontier
+    compute: float
+    N: Quantity
+    D: Quantity
+    N_samples: np.ndarray
+    share_at_edge: float  # of samples without an optimum inside the range of possible models
+
+
+def _least_compute(
+    given: _Given, wide: Frontier, budget: Budget, target_loss: Any, target_gain: Any, over: Any
+) -> tuple[_Best, Quantity]:
+    """The cheapest run that reaches the goal, and the compute that it takes."""
+    goals = [_goal(wide, params, target_loss, target_gain, over) for params in (given.point, given.samples)]
+    value = float(goals[0][0])
+    C, N = (float(array[0]) for array in wide.least_compute(given.point, goals[0]))
+    if not np.isfinite(C):
+        raise ValueError(_unreachable(given, wide, value))
+    if budget.compute < C:
+        raise ValueError(
+            f"a loss of {value:.4f} needs {C:.4g} FLOPs by this fit, {C / budget.compute:.3g} times what "
+            f"{budget.binding} allows ({budget.compute:.4g} FLOPs); raise it, or aim at a higher loss."
+        )
+    C_samples, N_samples = wide.least_compute(given.samples, goals[1], near=(C, N))
+    return _best(given, wide, C, C_samples, N_samples, for_goal=True), given.quantity(C, C_samples)
+
+
+def _spent(given: _Given, wide: Frontier, C: float) -> _Best:
+    """The best run that C pays for."""
+    return _best(given, wide, C, np.full(given.size, C), None)
+
+
+def _training_alone(given: _Given, wide: Frontier, training: float) -> _Best:
+    """Of the runs that take `training` FLOPs to train, the one whose loss no other reaches for less, serving included."""
+    C, N = (float(array[0]) for array in wide.total_for_training(given.point, training))
+    if not np.isfinite(C):
+        raise ValueError(
+            f"no run spends {training:.3g} FLOPs on training under these limits; leave serving_apart or a limit out."
+        )
+    return _best(given, wide, C, *wide.total_for_training(given.samples, training, near=(C, N)))
+
+
+def _best(
+    given: _Given, wide: Frontier, C: float, C_samples: np.ndarray, N_samples: np.ndarray | None, for_goal: bool = False
+) -> _Best:
+    """Raises ValueError where C pays for no model, or the best lies beyond any. N_samples: None for those best at C."""
+    served, most_N = wide.inference_tokens, wide.high
+    highest = C / (FLOPS_PER_PARAMETER_TOKEN * given.context + SERVING_FLOPS * served)  # at least one sequence is read
+    _check_budget(C, highest, given.context, served, for_goal)
+    frontier = replace(wide, high=min(highest, most_N))
+    N = float(replace(wide, low=1e-6, high=min(C, most_N)).best_N(given.point, C)[0])
+    if not SMALLEST_N <= N <= highest:
+        raise ValueError(_no_optimum(given.fit, C, N, highest, given.context))
+    if N_samples is None:
+        N_samples = frontier.best_N(given.samples, C)
+    most = np.minimum(C_samples / (C / highest), most_N)  # that read one sequence
+    at_edge = (N_samples <= frontier.low * 1.001) | ((N_samples >= most * 0.999) & (most < most_N))
+    D = given.quantity(float(frontier.tokens(np.array(N), C)), frontier.tokens(N_samples, C_samples))
+    return _Best(frontier, C, given.quantity(N, N_samples), D, N_samples, float(np.mean(at_edge)))
 
 
 def _check_fit(fit: Any, bootstrap: Any, seed: Any) -> None:
@@ -272,16 +279,40 @@ def _check_goal(budget: Budget, target_loss: Any, target_gain: Any, over: Any) -
         )
 
 
-def _most_parameters(max_parameters: Any, serving_memory: Any, bytes_per_parameter: float) -> tuple[float, str]:
-    """The tightest limit on N, and its name."""
+def _limits(
+    fit: Any,
+    context: int,
+    unique_tokens: Any,
+    max_tokens: Any,
+    inference_tokens: Any,
+    max_parameters: Any,
+    serving_memory: Any,
+    bytes_per_parameter: float,
+    repetition: Any,
+) -> tuple[Frontier, str]:
+    """The models that are allowed at any compute, and the name of the tightest limit on N."""
+    served = parse_count("inference_tokens", inference_tokens) if inference_tokens is not None else 0.0
+    most_tokens = parse_count("max_tokens", max_tokens) if max_tokens is not None else inf
+    if most_tokens < context:
+        raise ValueError(f"max_tokens={most_tokens:g} is less than one sequence of context={context} tokens.")
     check_positive("bytes_per_parameter", bytes_per_parameter)
-    limits = {}
+    of_N = {}
     if max_parameters is not None:
-        limits["max_parameters"] = parse_count("max_parameters", max_parameters)
+        of_N["max_parameters"] = parse_count("max_parameters", max_parameters)
     if serving_memory is not None:
-        limits["serving_memory"] = parse_memory("serving_memory", serving_memory) / bytes_per_parameter
-    name = min(limits, key=limits.__getitem__, default="")
-    return limits.get(name, inf), name
+        of_N["serving_memory"] = parse_memory("serving_memory", serving_memory) / bytes_per_parameter
+    name = min(of_N, key=of_N.__getitem__, default="")
+    most_N = of_N.get(name, _LARGEST_N)
+    if most_N < SMALLEST_N:
+        raise ValueError(
+            f"{name} allows {most_N:.3g} parameters, and the smallest transformer has {SMALLEST_N:.0f}; raise it."
+        )
+    repeats = None
+    if unique_tokens is not None:
+        repeats = Repetition(parse_count("unique_tokens", unique_tokens), *_checked_repetition(repetition))
+    elif repetition is not None:
+        raise ValueError(f"repetition={repetition!r} says nothing without unique_tokens=; give it.")
+    return Frontier(fit.law, SMALLEST_N, min(most_N, _LARGEST_N), served, most_tokens, repeats), name
 
 
 def _checked_repetition(repetition: Any) -> tuple[float, ...]:
@@ -305,9 +336,9 @@ def _goal(frontier: Frontier, params: Mapping[str, Any], target_loss: Any, targe
     return frontier.loss(params, np.array([[N]]), np.array([[D]]))[:, 0] - float(target_gain)
 
 
-def _unreachable(fit: Any, frontier: Frontier, point: Any, samples: Any, target: float, quantity: Any) -> str:
-    floor = quantity(float(frontier.least_loss(point)[0]), frontier.least_loss(samples))
-    free = float(Frontier(fit.law, 1.0, _LARGEST_N).least_loss(point)[0])
+def _unreachable(given: _Given, frontier: Frontier, target: float) -> str:
+    floor = _floor(given, frontier)
+    free = float(Frontier(frontier.law, 1.0, _LARGEST_N).least_loss(given.point)[0])
     limited = (
         f", and without the limits on data and parameters not below {free:.4f}" if free < floor.value - 1e-9 else ""
     )
@@ -316,6 +347,10 @@ def _unreachable(fit: Any, frontier: Frontier, point: Any, samples: Any, target:
         f"[{floor.low:.4f}, {floor.high:.4f}]{limited}. Aim at a higher loss"
         + (", or lift a limit." if limited else ".")
     )
+
+
+def _floor(given: _Given, frontier: Frontier) -> Quantity:
+    return given.quantity(float(frontier.least_loss(given.point)[0]), frontier.least_loss(given.samples))
 
 
 def _check_budget(C: float, highest: float, context: int, served: float, for_goal: bool) -> None:

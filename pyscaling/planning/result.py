@@ -100,11 +100,7 @@ class Plan:
     serving_apart: bool = field(default=False, kw_only=True)  # the budget is training's alone
     binding: tuple[str, ...] = field(default=(), kw_only=True)
     dominant: tuple[str, float] | None = field(default=None, kw_only=True)
-    _region: Callable[[float], Region] = field(repr=False, compare=False, kw_only=True)
-    _isoflop: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] = field(
-        repr=False, compare=False, kw_only=True
-    )
-    _with_more_data: Callable[[float], Worth] = field(repr=False, compare=False, kw_only=True)
+    _around: Any = field(repr=False, compare=False, kw_only=True)  # planning.around.Around
 
     @property
     def training_compute(self) -> float:
@@ -142,7 +138,7 @@ class Plan:
         Worth.compute is the compute that the present data would need for the lower loss, over the plan's; infinite where it
         cannot get there. (0, 1) where tokens do not repeat.
         """
-        return self._with_more_data(parse_count("tokens", tokens))
+        return self._around.with_more_data(parse_count("tokens", tokens))
 
     @property
     def batch_tokens(self) -> int:
@@ -159,7 +155,7 @@ class Plan:
 
     def region(self, epsilon: float = 0.01) -> Region:
         """Range of N, and of D against it, whose loss is within a fraction `epsilon` of the best at this compute."""
-        return self._region(epsilon)
+        return self._around.region(epsilon)
 
     def to_dict(self) -> dict[str, Any]:
         region = self.region(0.01)
@@ -340,7 +336,7 @@ class Plan:
         region, best = self.region(0.01), self.N.value
         half = np.log(max(region.N_high / best, best / region.N_low, self.N.high / best, best / self.N.low, 2.0))
         N = best * np.exp(np.linspace(-1.5, 1.5, 401) * min(half, 8.0))
-        value, low, high = self._isoflop(N)
+        value, low, high = self._around.isoflop(N)
         paid, pays = (self.training_compute, "train") if self.serving_apart else (self.compute, "pay for")
         shown = value < 1.2 * np.nanmin(value)  # where serving leaves little to train on, the loss knows no bound
         N, value, low, high = (array[shown] for array in (N, value, low, high))
@@ -348,7 +344,7 @@ class Plan:
         ax.fill_between(N, low, high, color="0.88", lw=0, label=f"{self.level:.0%} band of the curve")
         ax.plot(N, value, "k--", lw=1.1, label=f"L(N, D) of what {paid:.3g} FLOPs {pays}")
         ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label="within 1 % of the best loss")
-        at_best = float(self._isoflop(np.array([best]))[0][0])
+        at_best = float(self._around.isoflop(np.array([best]))[0][0])
         error = [[max(best - self.N.low, 0.0)], [max(self.N.high - best, 0.0)]]
         ax.errorbar(best, at_best, xerr=error, fmt="ok", mfc="w", capsize=4, ms=6, zorder=5,
                     label=f"best N = {format_count(best)}, {self.level:.0%} interval")  # fmt: skip

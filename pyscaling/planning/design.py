@@ -248,36 +248,14 @@ def next_runs(
     place, charge = _candidates(fit.runs, price, total, most, N_range, D_range, tokens_per_parameter, candidates)
     budget = _budget(fit, target, compute)
     function, name = _target(fit, target, budget)
-    problem = fit.problem
-    free = np.flatnonzero(problem.lower < problem.upper)
-    if not free.size:
-        raise ValueError(f"every parameter of {fit.law.name} is fixed; no run can tell more of {name}.")
-    slope, variance = score_moments(fit)
-    tau = float(np.sqrt(variance) / slope) if noise is None else float(noise)
-    known = float(np.sqrt(variance) / slope)  # a fitted run's noise, as the objective sees it
-    tau, known = max(tau, 1e-9), max(known, 1e-9)
-
-    weights = problem.weights / problem.weights.mean()
-    columns = problem.compiled.columns({"N": place[:, 0], "D": place[:, 1]})
-
-    def whitened(theta: Array) -> tuple[Array, Array] | None:
-        """Derivatives [K, P] of candidates over their noise, and the target's [P], where the fit's own information is 1."""
-        _, before = problem.value_and_jacobian(theta)
-        _, derivatives = jacobian(problem.compiled.tape, columns, theta)
-        gradient = _gradient(problem, function, theta)[free]
-        J, X = derivatives.T[:, free] / tau, before[:, free] * (np.sqrt(weights) / known)[:, None]
-        if not (np.isfinite(J).all() and np.isfinite(X).all() and np.isfinite(gradient).all() and gradient.any()):
-            return None
-        _, root = np.linalg.qr(np.concatenate([X, np.eye(len(free)) / _UNKNOWN]))  # R'R = information
-        return np.linalg.solve(root.T, J.T).T, np.linalg.solve(root.T, gradient)
-
-    here = whitened(fit.theta)
+    information = _Information.of(fit, function, name, place, noise)
+    here = information.whitened(fit.theta)
     if here is None:
         raise ValueError(
             f"{name} of {fit.law.name} does not change with its parameters, or not finitely, at the estimate "
             f"({_at(fit.params, function)}); no run can tell more of it."
         )
-    drawn = [whitened(theta) for theta in _samples(fit, average, seed)]
+    drawn = [information.whitened(theta) for theta in _samples(fit, average, seed)]
     states = [here, *(state for state in drawn if state is not None)]
     search = _Search(np.stack([J for J, _ in states]), np.stack([g for _, g in states]), charge, total, most_runs)
     chosen = search.best()
@@ -285,7 +263,7 @@ def next_runs(
     at_estimate = _Search(here[0][None], here[1][None], charge, total, most_runs)
     order = at_estimate.ordered(chosen)
     value = float(function({key: np.array([v]) for key, v in fit.params.items()})[0])
-    points = problem.n_runs - problem.n_free
+    points = fit.problem.n_runs - fit.problem.n_free
 
     def interval(indices: list[int]) -> Quantity:
         error = float(np.exp(at_estimate.criterion(indices) / 2))
@@ -317,6 +295,43 @@ def next_runs(
         _candidates=place,
         _data=np.stack([N, D], axis=1),
     )
+
+
+@dataclass(frozen=True)
+class _Information:
+    """What the fitted runs tell of the free parameters, and what each candidate would add."""
+
+    problem: Any
+    function: Callable[[Mapping[str, Array]], Array]
+    columns: Any  # of the candidates
+    free: NDArray[np.intp]
+    tau: float  # noise of a run to come, in the units of the fit's residual
+    known: float  # of a fitted run, as the objective sees it
+
+    @classmethod
+    def of(cls, fit: Any, function: Any, name: str, place: Array, noise: float | None) -> "_Information":
+        problem = fit.problem
+        free = np.flatnonzero(problem.lower < problem.upper)
+        if not free.size:
+            raise ValueError(f"every parameter of {fit.law.name} is fixed; no run can tell more of {name}.")
+        slope, variance = score_moments(fit)
+        known = float(np.sqrt(variance) / slope)
+        columns = problem.compiled.columns({"N": place[:, 0], "D": place[:, 1]})
+        tau = known if noise is None else float(noise)
+        return cls(problem, function, columns, free, max(tau, 1e-9), max(known, 1e-9))
+
+    def whitened(self, theta: Array) -> tuple[Array, Array] | None:
+        """Derivatives [K, P] of candidates over their noise, and the target's [P], where the fit's own information is 1."""
+        weights = self.problem.weights / self.problem.weights.mean()
+        _, before = self.problem.value_and_jacobian(theta)
+        _, derivatives = jacobian(self.problem.compiled.tape, self.columns, theta)
+        gradient = _gradient(self.problem, self.function, theta)[self.free]
+        J = derivatives.T[:, self.free] / self.tau
+        X = before[:, self.free] * (np.sqrt(weights) / self.known)[:, None]
+        if not (np.isfinite(J).all() and np.isfinite(X).all() and np.isfinite(gradient).all() and gradient.any()):
+            return None
+        _, root = np.linalg.qr(np.concatenate([X, np.eye(len(self.free)) / _UNKNOWN]))  # R'R = information
+        return np.linalg.solve(root.T, J.T).T, np.linalg.solve(root.T, gradient)
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------

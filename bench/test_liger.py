@@ -114,10 +114,10 @@ def more_parts(row: liger.Row) -> int:
 def known_slower(row: liger.Row) -> bool:
     """Where the roofline gives Liger, or torch beside it, the shorter time of both directions together, and why.
 
-    The head: our backward forms the logits again for each gradient and for each group of 512 (float32: 256) columns of it, 2 + 2
-    groups products; Liger keeps the logits, or chunks of them, and needs 3 products in all. At width 256 its bytes cost more
-    than our products, except in float32, where products outweigh bytes. Attention in float32: each of two jobs
-    without atomics forms the scores again, 7 products against 5.
+    The head: our backward forms the logits again, for each gradient or, of a wide d, once: 5 or 4 products in all; Liger keeps
+    the logits, or chunks of them, and needs 3. At width 256 its bytes cost more than our products, except in float32, where
+    products outweigh bytes. Attention in float32: each of two jobs without atomics forms the scores again, 7 products
+    against 5.
     """
     if row.operation.startswith("head"):
         return row.d_model > 256 or row.dtype == torch.float32

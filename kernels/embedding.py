@@ -193,8 +193,12 @@ def embedding_backward(
         raise ValueError("accumulate=True adds to grad_weight; give it.")
     if grad_weight is None:
         grad_weight = torch.empty(n_member, vocab_size, d, dtype=torch.float32, device=grad.device)
-    # A bucket holds 16 rows at least, for a dot takes no fewer, and 128 at most, for the registers.
-    least = INTERPRETER_SIDE // 2 if target_of(grad.device) == "interpreter" else 16
+    full, target = grad.dtype == torch.float32, target_of(grad.device)
+    # A bucket holds 16 rows at least, for a dot takes no fewer, or 64, for the matrix instructions of sm_90 and sm_100 take no
+    # fewer, and 128 at most, for the registers.
+    least = (
+        INTERPRETER_SIDE // 2 if target == "interpreter" else 64 if target in ("sm_90", "sm_100") and not full else 16
+    )
     slots = min(128, max(least, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))
     buckets = triton.next_power_of_2(cdiv(vocab_size, slots))
     if n_row * slots >= 2**31:
@@ -220,12 +224,11 @@ def embedding_backward(
         BLOCK_T=min(4096, max(16, triton.next_power_of_2(n_row))),  # few trips: each waits for the cache
         ROWS=rows,
         COLUMNS=columns,
-        num_warps=8 if target_of(grad.device).startswith("gfx") else 16,  # 8 tokens a thread; 16 would spill
+        num_warps=8 if target.startswith("gfx") else 16,  # 8 tokens a thread; 16 would spill
     )  # fmt: skip
-    full = grad.dtype == torch.float32
     # In 16 bits columns of 128 bytes and at most 32 sums a thread; float32 has no tensor cores: 16 sums, short steps.
     columns = min(32 if full else 64, max(16, triton.next_power_of_2(d)))
-    num_warps, amd = 8 if slots >= 64 else 4, target_of(grad.device).startswith("gfx")
+    num_warps, amd = 8 if slots >= 64 else 4, target.startswith("gfx")
     launch(
         embedding_backward_kernel,
         (buckets, n_member, cdiv(d, columns)),

@@ -223,7 +223,7 @@ def _best(
     if not SMALLEST_N <= N <= highest:
         raise ValueError(_no_optimum(given.fit, C, N, highest, given.context))
     if N_samples is None:
-        N_samples = frontier.best_N(given.samples, C)
+        N_samples = frontier.best_N(given.samples, C, near=N)
     most = np.minimum(C_samples / (C / highest), most_N)  # that read one sequence
     at_edge = (N_samples <= frontier.low * 1.001) | ((N_samples >= most * 0.999) & (most < most_N))
     D = given.quantity(float(frontier.tokens(np.array(N), C)), frontier.tokens(N_samples, C_samples))

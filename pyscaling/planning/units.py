@@ -49,7 +49,8 @@ def parse_count(name: str, value: Any) -> float:
         if match is None:
             raise ValueError(f'{name}={value!r} is not a count; write for example "40B", "1e12" or "1.5 T".')
         number = _number(name, match[1], value) * _COUNTS[match[2].lower()]
-    check_positive(name, number, given=value)
+    if check_positive(name, number, given=value).ndim:
+        raise ValueError(f"{name} must be one number, got {value!r}.")
     return float(number)
 
 
@@ -64,7 +65,8 @@ def parse_memory(name: str, value: Any) -> float:
         if match is None:
             raise ValueError(f'{name}={value!r} is not a size with a unit; write for example "80 GB" or "24 GiB".')
         number = _number(name, match[1], value) * _BYTES[match[2].lower()]
-    check_positive(name, number, given=value)
+    if check_positive(name, number, given=value).ndim:
+        raise ValueError(f"{name} must be one number, got {value!r}.")
     return float(number)
 
 
@@ -77,8 +79,10 @@ def check_positive(name: str, value: Any, what: str = "", given: Any = None) -> 
         if isinstance(value, str | bool):
             raise TypeError
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.array(np.nan)
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be a number, got the text {value!r}.")
     if not np.all(np.isfinite(array) & (array > 0)):
         shown = repr(value if given is None else given)
         raise ValueError(f"{name} must be finite and positive, got {shown}{'; ' + what if what else ''}.")

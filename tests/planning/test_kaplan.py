@@ -182,7 +182,7 @@ def test_prints_and_exports() -> None:
     ("call", "message"),
     [
         (lambda: kaplan_frontier([1.0, -1.0]), "C_min must be finite and positive"),
-        (lambda: derived_frontier("much"), "C_min must be finite and positive, got 'much'"),
+        (lambda: derived_frontier("much"), "C_min must be a number, got the text 'much'"),
         (lambda: derived_frontier(1.0, {"alpha_N": 0.1}), "params lack 'N_c'"),
         (lambda: KnownLaw("kaplan_N", {"N_c": 1.0, "alpha_N": 1.0, "beta": 2.0}), "unknown name 'beta'"),
         (lambda: KnownLaw("kaplan_N", {"N_c": 1.0, "alpha_N": np.nan}), "must be finite, got nan"),

@@ -182,6 +182,36 @@ def test_the_tightest_limit_binds() -> None:
     assert short.D.value == 1e10 and short.binding == ("compute", "max_tokens")
 
 
+@pytest.mark.parametrize("most_N", [None, 9.3e7, 9.741e7, 9.97e7, 1.2e8])
+def test_serving_apart_keeps_the_budget_beside_a_cap_that_hardly_binds(most_N: float | None) -> None:
+    result = planned(compute=4.5e19, inference_tokens=4.2e11, serving_apart=True, max_parameters=most_N)
+    assert result.training_compute == pytest.approx(4.5e19, rel=1e-10)
+
+
+def test_caps_that_leave_a_training_budget_unspent() -> None:
+    caps = {"max_parameters": 1e9, "max_tokens": 1e10, "inference_tokens": 1e11}
+    apart, alone = (planned(compute=1e24, serving_apart=apart, **caps) for apart in (True, False))
+    assert (apart.N.value, apart.D.value) == pytest.approx((1e9, 1e10))
+    assert apart.binding == ("max_parameters", "max_tokens") == alone.binding
+
+
+def test_compute_without_use_is_told() -> None:
+    saturated = planned(compute=1e24, unique_tokens=1e10, max_tokens=1e11)
+    (warning,) = (text for text in saturated.warnings if "without use" in text)
+    enough = float(warning.split(":")[1].split()[0])
+    assert planned(compute=enough, unique_tokens=1e10, max_tokens=1e11).loss.value == pytest.approx(
+        saturated.loss.value * (1 + 1e-4), rel=1e-6
+    )
+    assert not any("without use" in text for text in planned(compute=1e21, unique_tokens=1e10).warnings)
+
+
+def test_a_law_that_few_tokens_leave_undefined_has_goals() -> None:
+    params = {"E": 1.5, "A": 400.0, "alpha": 0.34, "B": 60.0, "beta": 1.5}
+    fit = KnownFit(Law("E + A/N**alpha + B/log(D)**beta", name="mine"), params)
+    loss = planned(fit, compute=1e22, inference_tokens=1e12).loss.value
+    assert planned(fit, target_loss=loss, inference_tokens=1e12).needed.value == pytest.approx(1e22, rel=1e-8)
+
+
 def test_with_serving_apart_the_region_keeps_to_the_training_budget() -> None:
     result = planned(compute=1e21, inference_tokens="1T", serving_apart=True)
     region = result.region(0.01)
@@ -362,6 +392,16 @@ def test_many_samples_are_solved_as_each_alone(fit: KnownFit, limits: dict[str, 
     ("arguments", "message"),
     [
         ({"compute": [1e21]}, "is not a number of FLOPs"),
+        ({"compute": np.array([1e21, 1e22])}, "is not a number of FLOPs"),
+        ({"compute": 10**400}, "is not a number of FLOPs"),
+        ({"compute": 1e21, "max_parameters": [1e9]}, "max_parameters must be one number"),
+        ({"compute": 1e21, "architecture": 3}, "architecture must map options"),
+        ({"compute": 1e21, "bootstrap": KnownFit(KAPLAN_LAW, KAPLAN).bootstrap(5)}, "bootstrap is of another law"),
+        ({"compute": 1e21, "inference_tokens": 1e12, "serving_apart": "no"}, "serving_apart must be True or False"),
+        ({"target_loss": 2.4, "inference_tokens": 1e12, "serving_apart": True}, "a goal counts both kinds"),
+        ({"compute": 1e21, "serving_apart": True}, "says nothing without inference_tokens"),
+        ({"target_gain": 50.0, "over": {"N": 1e9, "D": 1e10}}, "target_gain=50 exceeds the whole loss of over"),
+        ({"time": "3 days", "devices": "8", "device": "H100"}, "devices must be a number, got the text '8'"),
         ({"compute": 1e21, "bootstrap": "x"}, "bootstrap must be a number of resamples"),
         ({"compute": 1e21, "architecture": {"foo": 1}}, "has an option that is unknown"),
         ({"compute": 1e21, "bytes_per_parameter": -1}, "bytes_per_parameter must be finite and positive"),
@@ -390,7 +430,6 @@ def test_many_samples_are_solved_as_each_alone(fit: KnownFit, limits: dict[str, 
         ({"compute": 1e21, "inference_tokens": -1}, "inference_tokens must be finite and positive"),
         ({"compute": 1e21, "inference_tokens": "many"}, "inference_tokens='many' is not a count"),
         ({"compute": 1e15, "inference_tokens": 1e12}, "serving 1e\\+12 tokens, needs 1.54e\\+15 FLOPs, 1.54 times"),
-        ({"compute": 1e21, "serving_apart": True}, "serving_apart=True needs a budget and inference_tokens"),
         ({"compute": 1e21, "max_parameters": 100}, "max_parameters allows 100 parameters"),
         ({"compute": 1e21, "serving_memory": "80"}, "serving_memory='80' is not a size with a unit"),
         ({"compute": 1e21, "serving_memory": "1 kB"}, "serving_memory allows 500 parameters"),

@@ -257,15 +257,11 @@ def next_runs(
         )
     drawn = [information.whitened(theta) for theta in _samples(fit, average, seed)]
     states = [here, *(state for state in drawn if state is not None)]
-    search = _Search(np.stack([J for J, _ in states]), np.stack([g for _, g in states]), charge, total, most_runs)
-    try:
-        chosen = search.best()
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            f"spend={spend!r} buys more than there is to learn of {name}; give less, or n_runs=."
-        ) from None
+    spendable = min(total, most_runs * float(charge.max()))
+    search = _Search(np.stack([J for J, _ in states]), np.stack([g for _, g in states]), charge, spendable, most_runs)
+    chosen = search.best()
 
-    at_estimate = _Search(here[0][None], here[1][None], charge, total, most_runs)
+    at_estimate = _Search(here[0][None], here[1][None], charge, spendable, most_runs)
     order = at_estimate.ordered(chosen)
     value = float(function({key: np.array([v]) for key, v in fit.params.items()})[0])
     points = fit.problem.n_runs - fit.problem.n_free

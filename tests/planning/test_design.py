@@ -208,6 +208,11 @@ def test_only_models_that_exist_are_proposed() -> None:
     assert min(run.N for run in next_runs(small, spend=1e12, target="loss").runs) >= 768
 
 
+def test_more_money_than_runs_can_take(fit: ps.Fit) -> None:
+    for target in ("alpha", "E", "N_opt"):
+        assert len(next_runs(fit, spend="1e60", target=target).runs) == 32
+
+
 def test_more_money_tells_more(fit: ps.Fit) -> None:
     widths = [half_width(next_runs(fit, LARGEST * k, compute=1e20, average=0).after) for k in (0.1, 1, 10)]
     assert widths[0] > widths[1] > widths[2]
@@ -290,7 +295,6 @@ def test_a_law_of_ones_own() -> None:
         ({"spend": float("nan")}, "spend must be finite and positive, got nan"),
         ({"spend": "3 bananas"}, "spend='3 bananas' has the unknown unit 'bananas'"),
         ({"spend": "-3"}, "spend must be finite and positive, got '-3'"),
-        ({"spend": "1e90", "target": "alpha"}, "spend='1e90' buys more than there is to learn of alpha"),
         ({"spend": 1e12}, r"spend=1e\+12 pays for no run: the cheapest, N=5e\+05 and D=1e\+07, costs 3e\+13"),
         ({"max_run": 1e12}, r"max_run=1e\+12 pays for no run: the cheapest"),
         (

@@ -311,7 +311,7 @@ class Plan:
 
     @property
     def _reference(self) -> str:
-        return "this plan's" if self.serving_apart else "the best"
+        return "this plan's, or below" if self.serving_apart else "the best"
 
     def _unsure(self) -> str:
         assert self.dominant is not None
@@ -340,7 +340,7 @@ class Plan:
             raise ValueError(
                 f"ax must be a matplotlib Axes, got {ax!r}; to write a file: plan.plot().figure.savefig(...)."
             )
-        serving = f" to train and to serve {format_count(self.inference_tokens)} tokens" if self.serving_apart else ""
+        serving = f",\nwith {format_count(self.inference_tokens)} tokens to be served" if self.serving_apart else ""
         if ax is None:
             import matplotlib.pyplot as plt
 
@@ -355,11 +355,13 @@ class Plan:
         within = (region.N_low <= N) & (region.N_high >= N)
         ax.fill_between(N, low, high, color="0.88", lw=0, label=f"{self.level:.0%} band of the curve")
         ax.plot(N, value, "k--", lw=1.1, label=f"L(N, D) of what {paid:.3g} FLOPs {pays}")
-        ax.plot(N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label=f"within 1 % of {self._reference}")
+        ax.plot(
+            N[within], value[within], "k-", lw=2.6, solid_capstyle="butt", label=f"loss within 1 % of {self._reference}"
+        )
         at_best = float(self._around.isoflop(np.array([best]))[0][0])
         error = [[max(best - self.N.low, 0.0)], [max(self.N.high - best, 0.0)]]
         ax.errorbar(best, at_best, xerr=error, fmt="ok", mfc="w", capsize=4, ms=6, zorder=5,
-                    label=f"best N = {format_count(best)}{serving}, {self.level:.0%} interval")  # fmt: skip
+                    label=f"best N = {format_count(best)}, {self.level:.0%} interval{serving}")  # fmt: skip
         ax.set_xscale("log")
         ax.set_xlim(N[0], N[-1])
         ax.set_ylim(min(value.min() - 0.2 * np.ptp(value), low.min()), value.max() + 0.05 * np.ptp(value))

@@ -1,22 +1,25 @@
 """What a user sees while a study trains: a bar for the whole and one for each running fleet."""
 
+import time
 from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from pyscaling.planning.units import format_time
 from pyscaling.study.executor import WorkItem
 
 
 class _TokensPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         rate = (task.speed or 0.0) * task.fields.get("tokens_per_unit", 0.0)
-        return Text(f"{rate / 1e3:8.0f}k tok/s" if rate else "", style="dim")
+        shown = f"{rate / 1e3:8.0f}k" if rate >= 1e4 else f"{rate:9.0f}"
+        return Text(f"{shown} tok/s" if rate else "", style="dim")
 
 
 class StudyProgress:
-    """Rich bars over a study's fleets; with enabled=False it shows nothing."""
+    """Rich bars over a study's fleets, or a line each tenth of it where no terminal shows them; silent with enabled=False."""
 
     def __init__(self, items: list[WorkItem], *, enabled: bool) -> None:
         self._items = {item.job.fleet_id: item for item in items}
@@ -33,6 +36,8 @@ class StudyProgress:
         )
         self._all = self._bars.add_task(f"{len(items)} fleets", total=self._cost, tokens_per_unit=tokens / self._cost)
         self._tasks: dict[str, Any] = {}
+        self._lines = enabled and not self._bars.console.is_terminal
+        self._tenth, self._started = 0, time.monotonic()
 
     def update(self, fleet_id: str, row: dict[str, Any]) -> None:
         item = self._items[fleet_id]
@@ -49,6 +54,9 @@ class StudyProgress:
         self._steps[fleet_id] = row["steps"]
         done = sum(self._items[f].cost * steps / self._items[f].job.total_steps for f, steps in self._steps.items())
         self._bars.update(self._all, completed=done)
+        if self._lines and (tenth := int(10 * done / self._cost * (1 + 1e-9))) > self._tenth:
+            self._tenth, took = tenth, format_time(time.monotonic() - self._started)
+            self._bars.console.print(f"{10 * tenth}% of {len(self._items)} fleets after {took}", highlight=False)
 
     def __enter__(self) -> "StudyProgress":
         self._bars.start()

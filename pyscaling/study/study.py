@@ -68,6 +68,15 @@ class Study:
         from pyscaling.study.fleets import plan_added, plan_fleets
         from pyscaling.study.progress import StudyProgress
 
+        if (backend or self.spec.training.backend) == "triton":  # before anything is written
+            import torch
+
+            from pyscaling.training.loop import check_backend
+
+            try:
+                check_backend("triton", "cuda" if torch.cuda.is_available() else "cpu")
+            except ValueError as error:
+                raise StudyError(str(error)) from None
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"the study's folder {str(self.folder)!r} is a file; choose another with --out.")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +111,8 @@ class Study:
         The runs become [[added]] of the folder's study.toml in one step, and finished runs stay as they are: killed, an
         extension is made wholly or not at all, and `run` goes on with it. The same call again adds nothing: a table is known
         by its runs, and next_runs also by the runs that it was planned from.
-        workers, progress, backend: as in `run`. Raises ValueError for runs without N or D, and StudyError if the folder
-        holds no study, or another's.
+        workers, progress, backend: as in `run`; a script calls either under `if __name__ == "__main__":`, for workers import
+        it. Raises ValueError for runs without N or D, and StudyError if the folder holds no study, or another's.
         """
         if not (self.folder / "study.db").exists():
             raise StudyError(f"{self.folder} is no study folder yet, so nothing can be added to it; call run() first.")

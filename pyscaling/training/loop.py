@@ -390,16 +390,23 @@ class _Trainer:
         self.cursor = _Cursor(**json.loads(metadata["cursor"]))
 
 
+def check_backend(backend: Backend, device_type: str) -> None:
+    """Raises ValueError for "triton" on a device where kernels do not run."""
+    if backend != "triton" or device_type == "cuda":
+        return
+    from pyscaling.kernels.launch import INTERPRETED
+
+    if not INTERPRETED:
+        raise ValueError(
+            f'backend="triton" needs a GPU, this is {device_type}; take backend="torch", or set TRITON_INTERPRET=1 before Python '
+            "starts, which runs the kernels slowly on any machine."
+        )
+
+
 def _model_and_optimizer(job: FleetJob, device: torch.device) -> tuple[FleetTransformer, type[FleetAdamW]]:
     if job.backend == "torch" or (job.backend == "auto" and device.type != "cuda"):
         return FleetTransformer(job.shape, job.seeds, device), FleetAdamW
-    from pyscaling.kernels.launch import INTERPRETED
-
-    if device.type != "cuda" and not INTERPRETED:
-        raise ValueError(
-            f'backend="triton" needs a GPU, this is {device.type}; take backend="torch", or set TRITON_INTERPRET=1 before Python '
-            "starts, which runs the kernels slowly on any machine."
-        )
+    check_backend(job.backend, device.type)
     from pyscaling.models.fused import FusedTransformer
     from pyscaling.training.optimizer import FusedAdamW
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from pyscaling.study import Study
 
@@ -63,3 +65,12 @@ def test_the_same_runs_as_by_pytorch(tmp_path: Path) -> None:
     ours, plain = runs[1], runs[0]
     assert len(ours) == 2 and np.array_equal(ours.N, plain.N) and np.array_equal(ours.D, plain.D)
     np.testing.assert_allclose(ours.loss, plain.loss, rtol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the kernels")
+def test_without_a_gpu_nothing_is_written(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "pyscaling.cli", "study", "--preset", "smoke", "--backend", "triton"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "s")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "set TRITON_INTERPRET=1" in " ".join(done.stderr.split())
+    assert not (tmp_path / "s").exists()

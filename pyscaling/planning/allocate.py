@@ -237,7 +237,7 @@ def _saturation(given: _Given, wide: Frontier, best: _Best) -> list[str]:
     )
     if at_half > loss * (1 + _NOTHING):
         return []
-    enough = float(wide.least_compute(given.point, loss * (1 + _NOTHING))[0][0])
+    enough = float(wide.least_compute(given.point, loss * (1 + _NOTHING), exact=False)[0][0])
     return [
         f"the limits on data and parameters leave most of this compute without use: {enough:.3g} FLOPs, {enough / C:.2g} of "
         f"it, lead within {_NOTHING:.2%} of this loss"

@@ -97,7 +97,7 @@ class Frontier:
         compute = np.asarray(compute, dtype=np.float64)
         closed = self.law.name in ("chinchilla", "data_constrained") and not self.inference_tokens
         if near is not None and (self.repetition is not None or not closed):
-            N, good = _newton_at(self._without_cap(), params, float(compute), near)
+            N, good = _newton_at(self._without_cap(), params, compute.item(), near)
             if not good.all():
                 N[~good] = self.best_N(_of(params, ~good), compute)
             return np.clip(np.maximum(N, self.at_tokens(self.most_tokens, compute)), self.low, self.high)
@@ -114,11 +114,11 @@ class Frontier:
         return np.clip(np.maximum(N, self.at_tokens(self.most_tokens, compute)), self.low, high)
 
     def least_compute(
-        self, params: Parameters, target: Any, near: tuple[float, float] | None = None
+        self, params: Parameters, target: Any, near: tuple[float, float] | None = None, *, exact: bool = True
     ) -> tuple[Array, Array]:
         """(C, N) of the least compute for a loss `target` (a number or [R]): [R]; NaN where it is not to be reached.
 
-        near: (C, N) of the point estimate, from which samples are found fast.
+        near: (C, N) of the point estimate, from which samples are found fast. exact: a few samples to 1e-10, and not to 1e-4.
         """
         target = np.broadcast_to(np.asarray(target, dtype=np.float64), _size(params))
         floor = self.least_loss(params)
@@ -128,7 +128,7 @@ class Frontier:
             above = (loss.T - floor[which]).T
             return np.log(np.maximum(above, 1e-300).T / (target - floor)[which]).T  # of a power law a line in ln C
 
-        return self._solve(params, excess, solvable, near)
+        return self._solve(params, excess, solvable, near, exact)
 
     def total_for_training(
         self, params: Parameters, training: float, near: tuple[float, float] | None = None
@@ -144,7 +144,12 @@ class Frontier:
         return self._solve(params, lacks, np.ones(_size(params), dtype=bool), near)
 
     def _solve(
-        self, params: Parameters, condition: Condition, solvable: Mask, near: tuple[float, float] | None
+        self,
+        params: Parameters,
+        condition: Condition,
+        solvable: Mask,
+        near: tuple[float, float] | None,
+        exact: bool = True,
     ) -> tuple[Array, Array]:
         """(C, N) on the frontier where the condition, falling with C, is zero; NaN where it is not.
 
@@ -157,14 +162,14 @@ class Frontier:
                 break
             C_found, N_found, good = newton(self, _of(params, left), condition, near, left)
             C[left], N[left] = np.where(good, C_found, np.nan), np.where(good, N_found, np.nan)
-        left = solvable if len(solvable) <= _FEW else solvable & np.isnan(C)
+        left = solvable if exact and len(solvable) <= _FEW else solvable & np.isnan(C)
         if left.any():
             rest = _of(params, left)
 
             def at_best(compute: Array) -> Array:
-                N = self.best_N(rest, compute)
-                loss = self.loss_at(rest, N[:, None], compute[:, None])[:, 0]
-                return condition(np.where(np.isfinite(loss), loss, inf), N, compute, left)
+                N_best = self.best_N(rest, compute)
+                loss = self.loss_at(rest, N_best[:, None], compute[:, None])[:, 0]
+                return condition(np.where(np.isfinite(loss), loss, inf), N_best, compute, left)
 
             rough = np.nan if near is None else near[0]
             unsolved = np.isnan(C[left])
@@ -282,6 +287,7 @@ def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, 
                 slope, curvature = around @ _FIRST, around @ _SECOND
                 step = np.where(curvature > 0, slope / curvature, np.nan)
             newton = newton - np.clip(np.nan_to_num(step), -0.5, 0.5)
+        newton = _across_a_start(frontier, f, newton)
         # A kink or a flat valley can mislead differences: the golden section's point stands unless Newton's is as good.
         refined = f(newton[:, None])[:, 0]
         keep = (refined <= best * (1 + 1e-12)) & (newton > a - 0.5) & (newton < b + 0.5)
@@ -292,6 +298,22 @@ def _minimise(frontier: Frontier, params: Parameters, compute: Array, low: Any, 
     x = np.where(keep, newton, np.where(at_end, end, x))
     N = frontier.at_tokens(np.exp(np.clip(x, first, last)), C[:, 0])
     return np.asarray(np.clip(N, low, high))
+
+
+def _newton_step(f: Callable[[Array], Array], x: Array) -> Array:
+    """To be subtracted from x [R] for the minimum of f [R, K], by short second-order differences."""
+    step = 2e-3
+    with np.errstate(all="ignore"):
+        below, at, above = f(x[:, None] + step * np.array([-1, 0, 1])).T
+        return np.asarray((above - below) / (above - 2 * at + below) * (step / 2))
+
+
+def _across_a_start(frontier: Frontier, f: Callable[[Array], Array], x: Array) -> Array:
+    """x, corrected where long differences are wrong: across the D, or N, at which repetition begins to tell."""
+    for _ in range(3 if frontier.repetition is not None else 0):
+        step = np.nan_to_num(_newton_step(f, x))
+        x = x - np.where(np.abs(step) > 1e-5, np.clip(step, -0.1, 0.1), 0.0)
+    return x
 
 
 def _newton_at(frontier: Frontier, params: Parameters, compute: float, near: float) -> tuple[Array, Mask]:
@@ -306,16 +328,21 @@ def _newton_at(frontier: Frontier, params: Parameters, compute: float, near: flo
 
     with np.errstate(all="ignore"):
         x = np.full(size, np.log(near))
-        for _ in range(3):
-            below, at, above = f(x[:, None] + 2e-3 * np.array([-1, 0, 1])).T
-            x = x - np.clip((above - below) / (above - 2 * at + below) * 1e-3, -1, 1)
+        for _ in range(4):
+            moved = _newton_step(f, x)
+            x = x - np.clip(moved, -1, 1)
         around = f(x[:, None] + _STEP * _OFFSETS)
         step, curvature = around @ _FIRST / (around @ _SECOND), around @ _SECOND
-        x, best = x - step, around[:, 4]
+        x, best = _across_a_start(frontier, f, x - step), around[:, 4]
         last = float(np.minimum(frontier.high, frontier.at_tokens(_LEAST_TOKENS, compute)))
         grid = f(np.linspace(np.log(frontier.low), np.log(last), 12)[None])
         inside = (frontier.low < np.exp(x)) & (np.exp(x) < last)
-        good = inside & (curvature > 0) & (np.abs(step) < 1e-3) & ~(grid < best[:, None] * (1 - 1e-9)).any(axis=1)
+        good = (
+            inside
+            & (curvature > 0)
+            & (np.abs(step) + np.abs(moved) < 1e-3)
+            & ~(grid < best[:, None] * (1 - 1e-9)).any(axis=1)
+        )
     return np.exp(x), good
 
 

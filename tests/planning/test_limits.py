@@ -385,6 +385,21 @@ def test_many_samples_are_solved_as_each_alone(fit: KnownFit, limits: dict[str, 
     assert pytest.approx(N_alone, rel=1e-3, nan_ok=True) == N
 
 
+@pytest.mark.parametrize("limits", [*CROWDED, {"inference_tokens": 1e11}, {}])
+@pytest.mark.parametrize("fit", [FIT, KnownFit(KAPLAN_LAW, KAPLAN)])
+def test_many_samples_of_a_budget_are_solved_as_each_alone(fit: KnownFit, limits: dict[str, float]) -> None:
+    generator = np.random.default_rng(4)
+    samples = {name: value * np.exp(0.03 * generator.standard_normal(200)) for name, value in fit.params.items()}
+    repetition = Repetition(limits["unique_tokens"]) if "unique_tokens" in limits else None
+    frontier = Frontier(
+        fit.law, 768.0, limits.get("max_parameters", 1e60), limits.get("inference_tokens", 0.0),
+        limits.get("max_tokens", np.inf), repetition,
+    )  # fmt: skip
+    near = float(frontier.best_N({name: np.array([value]) for name, value in fit.params.items()}, 1e21)[0])
+    alone = [frontier.best_N({n: v[i : i + 1] for n, v in samples.items()}, 1e21)[0] for i in range(200)]
+    assert frontier.best_N(samples, 1e21, near=near) == pytest.approx(np.array(alone), rel=2e-5)
+
+
 # ---- what cannot be --------------------------------------------------------------------------------------------------
 
 

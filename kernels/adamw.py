@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, launch, operator, target_of
+from pyscaling.kernels.launch import cdiv, check, check_first, check_number, launch, operator, target_of
 
 SETTINGS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "clip")
 BLOCK = 2048
@@ -201,6 +201,8 @@ def adamw_step(
     alive [M] (bool) False and failed_step [M] (int64) = step; from then on none of its numbers change. cast: [M, P] float16 or
     bfloat16, the new weights again. Raises ValueError for shapes, dtypes or devices that do not fit.
     """
+    check_number("n_decayed", n_decayed, whole=True)
+    check_number("embedding_rate", embedding_rate)
     check_first("flat", flat)
     check("flat", flat, (None, None), flat, (torch.float32,))
     for name, tensor in (("gradient", gradient), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):

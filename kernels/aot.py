@@ -1,7 +1,7 @@
 """Compiles every kernel that a piece of code launches, for every target, with no GPU: registers, spills, shared memory,
 tensor cores, width of loads, occupancy.
 
-    python -m pyscaling.kernels.aot [--target sm_90 ...] [--json FILE] [--markdown FILE] [--budget FILE]
+    python -m pyscaling.kernels.aot [--target sm_90 ...] [--only attention ...] [--json FILE] [--markdown FILE] [--budget FILE]
 
 A case is a function that launches kernels on meta tensors. It runs once for each target under `compiled_for`; what it
 launches is specialised by Triton's own rules for a launch (pointers' alignment and range, integers divisible by 16, ones
@@ -202,7 +202,7 @@ def report(
     Raises RuntimeError under TRITON_INTERPRET and ValueError for an unknown target.
     """
     if INTERPRETED:
-        raise RuntimeError("TRITON_INTERPRET is set, so kernels cannot be compiled; run this in a process without it.")
+        raise RuntimeError(_NOT_HERE)
     for target in targets:
         if target not in PROCESSORS:
             raise ValueError(f"target {target!r} is unknown; known are {', '.join(TARGETS)}.")
@@ -220,6 +220,7 @@ def report(
     return rows
 
 
+_NOT_HERE = "TRITON_INTERPRET is set, so kernels cannot be compiled; run this in a process without it."
 _jobs: list[_Job] = []  # what the forked processes inherit
 
 
@@ -391,7 +392,8 @@ class Worst:
     spilled_bytes: int
     shared_bytes: int
     shared_limit: int
-    tensor_cores: tuple[str, ...]  # that each uses which has 16-bit products
+    tensor_cores: tuple[str, ...]  # that each uses which has 16-bit products; if none is, of which each uses some
+    each_uses_all: bool
     wide: float | None  # share of loads of 16 bytes, of those where nothing forbids them
     occupancy: float
     limited_by: str
@@ -410,6 +412,7 @@ def _worst(kernel: str, dtype: str, target: str, rows: list[Row]) -> Worst:
     sound = [row for row in rows if not row.error]
     lowest = min(sound, key=lambda row: row.occupancy, default=None)
     cores = [set(row.tensor_cores) for row in sound if row.dots_16] or [set().union(*(r.tensor_cores for r in sound))]
+    mixed = all(cores) and not set.intersection(*cores)
     return Worst(
         kernel=kernel,
         target=target,
@@ -419,7 +422,8 @@ def _worst(kernel: str, dtype: str, target: str, rows: list[Row]) -> Worst:
         spilled_bytes=max((row.spilled_bytes for row in sound), default=0),
         shared_bytes=max((row.shared_bytes for row in sound), default=0),
         shared_limit=PROCESSORS[target].shared_limit,
-        tensor_cores=tuple(sorted(set.intersection(*cores))),
+        tensor_cores=tuple(sorted(set.union(*cores) if mixed else set.intersection(*cores))),
+        each_uses_all=not mixed,
         wide=min((row.loads_16 / row.loads for row in sound if row.even and row.loads), default=None),
         occupancy=lowest.occupancy if lowest else 0.0,
         limited_by=lowest.limited_by if lowest else "",
@@ -435,7 +439,7 @@ def budget(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
             "shared": w.shared_bytes,
             "occupancy": round(w.occupancy, 4),
             "wide": None if w.wide is None else round(w.wide, 3),
-            "tensor_cores": " ".join(w.tensor_cores),
+            "tensor_cores": (" " if w.each_uses_all else " or ").join(w.tensor_cores),
         }
         for w in worst(rows)
     }
@@ -445,7 +449,7 @@ def regressions(rows: Iterable[Row], allowed: dict[str, dict[str, Any]]) -> list
     """Where rows are worse than the budget allows; rows may be a part of what it was made of, as it holds the worst.
 
     Registers may grow by 8, the granule in which they are given out; occupancy may not fall, nor the share of 16-byte loads
-    by more than 0.05, nor may a tensor-core instruction vanish.
+    by more than 0.05, nor may a tensor-core instruction vanish; where the budget knows "one or another", no third may appear.
     """
     found = []
     for row in rows:
@@ -461,8 +465,11 @@ def regressions(rows: Iterable[Row], allowed: dict[str, dict[str, Any]]) -> list
             found.append(
                 f"{where}: occupancy {row.occupancy:.0%}, limited by {row.limited_by}; it was {line['occupancy']:.0%}."
             )
-        if row.dots_16 and (gone := set(line["tensor_cores"].split()) - set(row.tensor_cores)):
-            found.append(f"{where}: uses {', '.join(row.tensor_cores) or 'no tensor cores'}, not {', '.join(gone)}.")
+        uses, known = set(row.tensor_cores), line["tensor_cores"]
+        kept = bool(uses) and uses <= set(known.split(" or ")) if " or " in known else set(known.split()) <= uses
+        if row.dots_16 and not kept:
+            gone = known if " or " in known else ", ".join(sorted(set(known.split()) - uses))
+            found.append(f"{where}: uses {', '.join(row.tensor_cores) or 'no tensor cores'}, not {gone}.")
         if row.even and row.loads and line["wide"] is not None and row.loads_16 / row.loads < line["wide"] - 0.05:
             found.append(f"{where}: {row.loads_16} of {row.loads} loads take 16 bytes, it was {line['wide']:.0%}.")
     return found
@@ -485,7 +492,13 @@ def to_budget(rows: Iterable[Row]) -> str:
 def to_markdown(rows: Sequence[Row]) -> str:
     """A page with a table for each file of kernels, one line for each kernel, dtype and target, and the problems found."""
     found = problems(rows)
-    lines = [_PAGE.format(versions=versions(), n_row=len(rows), n_target=len({row.target for row in rows}))]
+    n_target, names = len({row.target for row in rows}), {name for row in rows for name in row.cases}
+    shapes: dict[Shape, dict[str, None]] = {}
+    for name, shape, _ in _shipped():
+        if name in names:
+            shapes.setdefault(shape, {})[re.split("[ ,]", name)[0]] = None
+    listed = [f"- {s}" if s in (TYPICAL, SMALL) else f"- {s} ({' and '.join(of)} only)" for s, of in shapes.items()]
+    lines = [_PAGE.format(versions=versions(), n_row=len(rows), n_target=n_target, shapes="\n".join(listed))]
     lines += [f"- {problem}" for problem in found] or ["No problems found."]
     header = (
         "kernel", "dtype", "target", "compiled", "registers", "spilled", "shared", "tensor cores", "16-byte loads",
@@ -504,7 +517,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
                 str(w.registers),
                 str(w.spilled_bytes),
                 f"{w.shared_bytes / _KiB:.0f} of {w.shared_limit // _KiB} KiB",
-                ", ".join(w.tensor_cores) or "-",
+                (", " if w.each_uses_all else " or ").join(w.tensor_cores) or "-",
                 "-" if w.wide is None else f"{w.wide:.0%}",
                 f"{w.occupancy:.0%} ({w.limited_by})",
             ]
@@ -518,13 +531,20 @@ Written by `python -m pyscaling.kernels.aot --markdown docs/kernels.md --budget 
 {n_row} kernels, compiled ahead of time for {n_target} targets. **Nothing here ran on hardware.** The numbers are read from the
 compiled code and say nothing of speed; the rows one by one are what `--json FILE` writes.
 
+Shapes and head widths:
+
+{shapes}
+
+Not among them is attention in float32 with heads wider than 64: its backward spills on NVIDIA (16 to 48 bytes a thread at a
+head width of 128, 1.0 to 1.8 KB at 256). Nor is float16 with such heads, which compiles as bfloat16 does.
+
 A line is the worst of one kernel, dtype and target over the shapes and options that are compiled:
 
 - *compiled*: how many those are.
 - *registers*: of 32 bits a thread, at most 255 (AMD: 512). *spilled*: bytes a thread; must be 0.
 - *shared*: memory of one program, of the most it may have.
-- *tensor cores*: the instructions that each of them uses which multiplies 16-bit matrices; float32 is multiplied in full
-  precision, for which NVIDIA's have none.
+- *tensor cores*: the instructions that each of them uses which multiplies 16-bit matrices, or of which each uses one or
+  another, by its shape; float32 is multiplied in full precision, for which NVIDIA's have none.
 - *16-byte loads*: the least share, of the loads of global memory in the text, where all sizes divide by 16.
 - *occupancy*: warps that fit on a multiprocessor (AMD: waves on a SIMD), of the most it holds, and what keeps more from
   fitting; whether a grid fills the device is another matter.
@@ -558,6 +578,12 @@ class Shape:
     d_ff: int
     vocab: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.n_member} members x {self.n_sequence} sequences x {self.context} tokens, d_model {self.d_model}, "
+            f"{self.n_head} heads of width {self.d_model // self.n_head}, d_ff {self.d_ff}, vocabulary {self.vocab}"
+        )
+
 
 TYPICAL = Shape(n_member=8, n_sequence=16, context=512, d_model=256, n_head=4, d_ff=1024, vocab=8192)
 SMALL = Shape(n_member=3, n_sequence=2, context=100, d_model=24, n_head=3, d_ff=90, vocab=257)  # nothing divides by 16
@@ -571,8 +597,15 @@ def shipped_cases(
     shapes: Sequence[Shape] = (TYPICAL, SMALL), dtypes: Sequence[torch.dtype] = DTYPES, device: str = "meta"
 ) -> list[Case]:
     """Forward and backward of every operation of this room at each shape and dtype, and some at WIDER ones."""
+    return [(name, partial(run, device=device)) for name, _, run in _shipped(shapes, dtypes)]
+
+
+def _shipped(
+    shapes: Sequence[Shape] = (TYPICAL, SMALL), dtypes: Sequence[torch.dtype] = DTYPES
+) -> list[tuple[str, Shape, Callable[..., None]]]:
+    """Each case's name, shape, and function but for its device."""
     return [
-        (f"{name}, d_model {shape.d_model}, {str(dtype).removeprefix('torch.')}", partial(run, shape, dtype, device))
+        (f"{name}, d_model {shape.d_model}, {str(dtype).removeprefix('torch.')}", shape, partial(run, shape, dtype))
         for name, run in OPERATIONS.items()
         for shape in (*shapes, *WIDER.get(name, ()))
         for dtype in dtypes
@@ -702,12 +735,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pyscaling.kernels.aot", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS, help="default: all of them")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--target", nargs="+", choices=TARGETS, help="default: all of them")
+    only = "cases whose name has one of these in it, such as attention or bfloat16; default: all of them"
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help=only)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="one row for each kernel as compiled")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="the tables, else printed, as docs/kernels.md holds them"
+    )
     parser.add_argument("--budget", type=Path, metavar="FILE", help="what tests/kernels/test_aot.py compares with")
     options = parser.parse_args(arguments)
-    rows = report(shipped_cases(), options.target, progress=True)
+    if options.budget and (options.only or options.target):
+        parser.error("--budget holds every kernel for every target; leave out --only and --target.")
+    for name in ("json", "markdown", "budget"):
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"argument --{name}: there is no folder {path.parent}; make it first.")
+    cases = shipped_cases()
+    for text in options.only or ():
+        if not any(text in name for name, _ in cases):
+            parser.error(f"argument --only: no case has {text!r} in its name; operations are {'; '.join(OPERATIONS)}.")
+    if options.only:
+        cases = [case for case in cases if any(text in case[0] for text in options.only)]
+    if INTERPRETED:
+        parser.error(_NOT_HERE)
+    rows = report(cases, options.target or TARGETS, progress=True)
     if options.json:
         options.json.write_text(to_json(rows))
     if options.budget:

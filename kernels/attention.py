@@ -33,6 +33,8 @@ from pyscaling.kernels.launch import (
     cdiv,
     check,
     check_first,
+    check_number,
+    check_tensors,
     dot,
     launch,
     operator,
@@ -111,7 +113,9 @@ def backward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype,
         blocks = Blocks(64, 32 if target == "sm_100" else 16, 8, 2)
     elif wide <= 128:
         blocks = Blocks(32, 32, 8 if target == "sm_120" else 4, 2)
-    else:
+    elif target == "sm_100" and not inside:
+        blocks = Blocks(64, 32, 8, 2, all_registers=True)
+    else:  # the 64 keys that wgmma takes at least spill 0.4 KB and more
         blocks = Blocks(32, 16 if inside and target in ("sm_100", "sm_120") else 32, 8, 2)
     return _cut(blocks, max(n_query, n_key), max(n_query, n_key))
 
@@ -731,8 +735,19 @@ def attention(
     `.transpose(-3, -2).flatten(-2)` is a view. q, k and v are read in place if contiguous along the last axis (and their
     leading axes can be viewed as one); gradients once only.
     """
+    check_tensors({"q": q, "k": k, "v": v})
+    for name, value in (("scale", scale), ("rope_base", rope_base)):
+        if value is not None:
+            check_number(name, value)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() < 3 or x.shape[:-2] != q.shape[:-2]:
+        if x.dim() < 3:
+            raise ValueError(f"{name} must have at least 3 dimensions [..., n_head, T, head_dim], got {list(x.shape)}.")
+        if x.shape[:-3] == q.shape[:-3] and x.shape[-3] != q.shape[-3]:
+            raise ValueError(
+                f"{name} has n_head {x.shape[-3]}, q {q.shape[-3]}; key and value heads must be as many as query heads: "
+                f"repeat those that several queries share, {name}.repeat_interleave(n, dim=-3)."
+            )
+        if x.shape[:-3] != q.shape[:-3]:
             raise ValueError(
                 f"{name} must have shape [..., n_head, T, head_dim] like q {list(q.shape)}, got {list(x.shape)}."
             )

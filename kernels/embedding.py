@@ -31,7 +31,9 @@ from pyscaling.kernels.launch import (
     INTERPRETER_SIDE,
     cdiv,
     check,
+    check_filled,
     check_first,
+    check_tensors,
     dot,
     launch,
     operator,
@@ -280,12 +282,15 @@ def embedding(tokens: Tensor, weight: Tensor, position: Tensor | None = None) ->
     tokens: [M, B, T] int64, weight: [M, V, d], position: [M, context, d] with context >= T -> [M, B T, d]; of a single model
     tokens [B, T] and all without M. A token outside [0, V) gives a row of NaN. Raises ValueError for what does not fit.
     """
+    check_tensors({"tokens": tokens, "weight": weight}, {"position": position})
     if tokens.dim() == 2 and weight.dim() == 2:
         single = position.unsqueeze(0) if position is not None else None
         return embedding(tokens.unsqueeze(0), weight.unsqueeze(0), single).squeeze(0)
     check_first("weight", weight)
     check("weight", weight, (None, None, None), weight)
+    check_filled("weight", weight, member=0, row=1, column=2)
     check("tokens", tokens, (weight.shape[0], None, None), weight, (torch.int64,))
+    check_filled("tokens", tokens, position=2)
     check("position", position, (weight.shape[0], None, weight.shape[2]), weight)
     if position is not None and position.shape[1] < tokens.shape[2]:
         raise ValueError(f"position has {position.shape[1]} rows for sequences of {tokens.shape[2]}; shorten them.")

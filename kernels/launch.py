@@ -5,13 +5,16 @@ storage (meta tensors, torch's fake tensors) a launch is announced to `observers
 torch.compile as its shape rule, `meter` counts a step of any size without memory, and `aot` learns from it what to compile.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -80,7 +83,11 @@ def launch(
             observe(record)
     if any(isinstance(a, Tensor) and (a.is_meta or isinstance(a, FakeTensor)) for a in args):
         return
-    with _language_patched_once() if INTERPRETED else nullcontext():
+    if INTERPRETED:
+        # numpy warns of an overflow, say of exp in a tanh, where a GPU raises nothing
+        with _language_patched_once(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            kernel[tuple(grid)](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+    else:
         kernel[tuple(grid)](*args, **constants, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -123,10 +130,25 @@ def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]
 
     def register(function: Callable[..., Any]) -> Any:
         defined = torch.library.custom_op(f"pyscaling::{function.__name__}", function, mutates_args=tuple(mutates))
-        defined.register_fake(function)
+
+        @functools.wraps(function)
+        def on_fake_tensors(*args: Any) -> Any:
+            with replaced(triton, next_power_of_2=_next_power_of_2):
+                return function(*args)
+
+        defined.register_fake(on_fake_tensors)
         return defined
 
     return register
+
+
+def _next_power_of_2(n: int) -> int:
+    """Triton's own, but for a size that torch.compile traces as a symbol the number it stands for just now.
+
+    A tracing launches nothing, and simplifying what follows from Triton's shifts of a symbol takes minutes.
+    """
+    size = (n.node.hint or 1) if isinstance(n, torch.SymInt) else n
+    return 1 << (size - 1).bit_length() if size > 0 else 0
 
 
 @contextmanager
@@ -152,6 +174,31 @@ def target_of(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def check_tensors(tensors: dict[str, Any], optional: dict[str, Any] | None = None) -> None:
+    """Raises ValueError that names the argument unless each is a dense tensor; an optional one may be None."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}.")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} must be dense, got layout {tensor.layout}; call .to_dense().")
+    if optional is not None:
+        check_tensors({name: tensor for name, tensor in optional.items() if tensor is not None})
+
+
+def check_filled(name: str, tensor: Tensor, **axes: int) -> None:
+    """Raises ValueError unless these axes, each by the name of what it counts, are at least 1 long."""
+    for counted, axis in axes.items():
+        if tensor.shape[axis] == 0:
+            raise ValueError(f"{name} is empty: {list(tensor.shape)}; it needs at least one {counted}.")
+
+
+def check_number(name: str, value: Any, *, whole: bool = False) -> None:
+    """Raises ValueError unless it is a number, or a whole one; True and False are none."""
+    kinds = (Integral, torch.SymInt) if whole else (Real, torch.SymFloat, torch.SymInt)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}.")
+
+
 def check(
     name: str,
     tensor: Tensor | None,
@@ -165,11 +212,12 @@ def check(
     """
     if tensor is None:
         return
-    expected = ", ".join("any" if n is None else str(n) for n in shape)
+    check_tensors({name: tensor})
     fits = tensor.dim() == len(shape) and all(
         n is None or n == size for n, size in zip(shape, tensor.shape, strict=False)
     )
-    if not fits:
+    if not fits:  # torch.compile with dynamic shapes traces no str of a size
+        expected = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name} must have shape [{expected}], got {list(tensor.shape)}.")
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, the first argument on {like.device}; move one of them.")
@@ -183,6 +231,7 @@ def check(
 
 def check_first(name: str, tensor: Tensor) -> None:
     """Raises ValueError unless the operation's first tensor has a dtype and a device that kernels run on."""
+    check_tensors({name: tensor})
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(
             f"{name} must be float32, float16 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}."

@@ -15,6 +15,7 @@ statistics each. Rows wider than 8192 are read twice, from the cache; their back
 Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,10 @@ from pyscaling.kernels.launch import (
     MULTIPROCESSORS,
     cdiv,
     check,
+    check_filled,
     check_first,
+    check_number,
+    check_tensors,
     launch,
     operator,
     rows_contiguous,
@@ -549,20 +553,21 @@ def rms_norm(
 def _norm(
     x: Tensor, gain: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, *, rms: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
+    check_tensors({"x": x, "gain": gain}, {"bias": bias, "residual": residual})
+    check_number("eps", eps)
     if x.dim() == 2:
         single = [t.unsqueeze(0) if t is not None else None for t in (x, gain, bias, residual)]
         out = _norm(*single, eps, rms=rms)  # type: ignore[arg-type]
         return out.squeeze(0) if isinstance(out, Tensor) else (out[0].squeeze(0), out[1].squeeze(0))
     check_first("x", x)
     check("x", x, (None, None, None), x)
-    if x.shape[2] == 0:
-        raise ValueError(f"x must have at least one column to be normed, got {list(x.shape)}.")
+    check_filled("x", x, member=0, column=2)
     dtypes = (x.dtype,) if x.dtype == torch.float32 else (x.dtype, torch.float32)
     check("gain", gain, (x.shape[0], x.shape[2]), x, dtypes)
     check("bias", bias, (x.shape[0], x.shape[2]), x, dtypes)
     check("residual", residual, x.shape, x)
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0, got {eps}.")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be at least 0 and finite, got {eps}.")
     contiguous = residual.contiguous() if residual is not None else None
     bias = rows_contiguous(bias)
     normed, total, _ = layer_norm_op(x.contiguous(), rows_contiguous(gain), bias, contiguous, float(eps), rms)

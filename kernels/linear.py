@@ -22,7 +22,9 @@ from pyscaling.kernels.launch import (
     INTERPRETER_SIDE,
     cdiv,
     check,
+    check_filled,
     check_first,
+    check_tensors,
     dot,
     launch,
     operator,
@@ -393,12 +395,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
     x: [M, R, K], weight: [M, K, N], bias: [M, N], residual: [M, R, N] -> [M, R, N]; of a single model all without M.
     float32, float16 or bfloat16, sums in float32. Raises ValueError for shapes, dtypes or devices that do not fit.
     """
+    check_tensors({"x": x, "weight": weight}, {"bias": bias, "residual": residual})
     if x.dim() == 2:
         single = [t.unsqueeze(0) if t is not None else None for t in (x, weight, bias, residual)]
         return linear(*single).squeeze(0)  # type: ignore[arg-type]
     check_first("x", x)
     check("x", x, (None, None, None), x)
+    check_filled("x", x, member=0, column=2)
     check("weight", weight, (x.shape[0], x.shape[2], None), x)
+    check_filled("weight", weight, column=2)
     check("bias", bias, (x.shape[0], weight.shape[2]), x)
     check("residual", residual, (*x.shape[:2], weight.shape[2]), x)
     residual = residual.contiguous() if residual is not None else None

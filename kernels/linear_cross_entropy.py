@@ -36,6 +36,7 @@ what they hold changes a bit of it. Nothing of this file has run on hardware yet
 shared memory from compiling.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,10 @@ from pyscaling.kernels.launch import (
     MULTIPROCESSORS,
     cdiv,
     check,
+    check_filled,
     check_first,
+    check_number,
+    check_tensors,
     dot,
     launch,
     operator,
@@ -698,6 +702,7 @@ def _check(x: Tensor, weight: Tensor, targets: Tensor) -> bool:
     """Raises ValueError unless the three fit; whether weight is a transposed view."""
     check_first("x", x)
     check("x", x, (None, None, None), x)
+    check_filled("x", x, member=0)
     check("weight", weight, (x.shape[0], x.shape[2], None), x)
     check("targets", targets, x.shape[:2], x, (torch.int64,))
     _check_contiguous("x", x)
@@ -770,8 +775,12 @@ def linear_cross_entropy(
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}.')
+    check_tensors({"x": x, "weight": weight, "targets": targets})
+    check_number("z_loss", z_loss)
+    if not -math.inf < z_loss < math.inf:
+        raise ValueError(f"z_loss must be finite, got {z_loss}.")
     if x.dim() == 2:
         x, weight, targets = x.unsqueeze(0), weight.unsqueeze(0), targets.unsqueeze(0)
         return linear_cross_entropy(x, weight, targets, z_loss, reduction).squeeze(0)
-    loss, _ = linear_cross_entropy_tokens(x, weight, targets, float(z_loss))
+    loss, _ = linear_cross_entropy_tokens(x.contiguous(), weight, targets.contiguous(), float(z_loss))
     return loss if reduction == "none" else loss.sum(1) / (targets != -100).sum(1)

@@ -179,6 +179,10 @@ def test_operator() -> None:
         ({"alive": torch.zeros(2)}, "alive must be bool, got float32"),
         ({"cast": torch.zeros(2, 8)}, "cast must be float16 or bfloat16, got float32"),
         ({"n_decayed": 9}, "n_decayed must be from 0 to the 8 columns of flat, got 9"),
+        ({"n_decayed": 1.5}, "n_decayed must be a whole number, got 1.5"),
+        ({"embedding_rate": "a"}, "embedding_rate must be a number, got 'a'"),
+        ({"flat": None}, "flat must be a tensor, got NoneType"),
+        ({"loss": 1.0}, "loss must be a tensor, got float"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message) -> None:  # type: ignore[no-untyped-def]

@@ -110,7 +110,9 @@ for name, run in {
 
 aot.OPERATIONS.clear()
 aot.OPERATIONS["toy"] = lambda shape, dtype, device: multiply(dtype)
-code = aot.main(["--target", "sm_90", "gfx942", "--json", "rows.json", "--markdown", "rows.md", "--budget", "budget.json"])
+aot.TARGETS = ("sm_90", "gfx942")
+code = aot.main(["--json", "rows.json", "--markdown", "rows.md", "--budget", "budget.json"])
+code += aot.main(["--target", "sm_90", "--only", "bfloat16", "float16", "--json", "only.json", "--markdown", "only.md"])
 json.dump(
     dict(
         rows=json.loads(aot.to_json(rows)), problems=aot.problems(rows), errors=errors,
@@ -120,6 +122,7 @@ json.dump(
                   occupancy=int(re.search(r"; Occupancy: (\\d+)", amdgcn)[1])),
         large=[large.signature, {str(k): v for k, v in large.attributes.items()}],
         amd=[job_amd.signature, {str(k): v for k, v in job_amd.attributes.items()}],
+        only=json.loads(Path("only.json").read_text()),
         main=[code, json.loads(Path("rows.json").read_text()), Path("rows.md").read_text(), Path("budget.json").read_text()],
     ),
     open("result.json", "w"), default=str,
@@ -236,6 +239,18 @@ def test_budget_holds_the_worst_and_notices_more(result: dict[str, Any]) -> None
     ]:
         (found,) = aot.regressions([bad], allowed)
         assert says in found
+    # By shape one instruction or another: each row has some, no row a third.
+    other = replace(row, tensor_cores={"HMMA": 2})
+    (mixed,), (line,) = aot.worst([row, other]), aot.budget([row, other]).values()
+    assert mixed.tensor_cores == ("HGMMA", "HMMA") and line["tensor_cores"] == "HGMMA or HMMA"
+    assert "| HGMMA or HMMA |" in aot.to_markdown([row, other])
+    assert aot.regressions([row, other], {key: line}) == []
+    for cores, says in (
+        ({}, "uses no tensor cores, not HGMMA or HMMA."),
+        ({"IMMA": 1}, "uses IMMA, not HGMMA or HMMA."),
+    ):
+        assert says in aot.regressions([replace(row, tensor_cores=cores)], {key: line})[0]
+    assert aot.worst([row, replace(row, tensor_cores={})])[0].tensor_cores == ()  # one of the problems
 
 
 # What a change of a kernel or of its blocks moves, a few of each kind: the whole takes half an hour.
@@ -299,6 +314,8 @@ def test_command_writes_tables_and_progress(result: dict[str, Any]) -> None:
     assert "## __main__" in markdown and "| product | bf16 | sm_90 | 1 |" in markdown and "| HGMMA | 100% |" in markdown
     assert aot.versions() in markdown and "6 kernels, compiled ahead of time for 2 targets" in markdown
     assert "No problems found." in markdown
+    assert "- 8 members x 16 sequences x 512 tokens, d_model 256, 4 heads of width 64" in markdown
+    assert {(row["target"], row["dtype"]) for row in result["only"]} == {("sm_90", "bf16"), ("sm_90", "fp16")}
     kernels = json.loads(budget)["kernels"]
     assert len(kernels) == 6 and len(budget.splitlines()) == len(kernels) + 5
     (row,) = (row for row in rows if (row["target"], row["dtype"]) == ("sm_90", "bf16"))
@@ -336,6 +353,28 @@ def test_occupancy(registers: int, shared: int, num_warps: int, target: str, war
 def test_the_interpreter_is_refused() -> None:
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set, so kernels cannot be compiled"):
         aot.report([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "attention", "relu"], "argument --only: no case has 'relu' in its name; operations are linear; mlp gelu;"),
+        (["--only", "attention", "--budget", "b.json"], "--budget holds every kernel for every target; leave out --only"),
+        (["--target", "sm_90", "--budget", "b.json"], "--budget holds every kernel for every target"),
+        (["--json", "absent/rows.json"], "argument --json: there is no folder absent; make it first."),
+        (["--markdown", "absent/rows.md"], "argument --markdown: there is no folder absent; make it first."),
+        pytest.param(
+            ["--only", "attention"], "TRITON_INTERPRET is set, so kernels cannot be compiled",
+            marks=pytest.mark.skipif(not INTERPRETED, reason="kernels here can be compiled"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_before_it_compiles(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        aot.main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_shipped_cases_are_named_once() -> None:

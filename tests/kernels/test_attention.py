@@ -246,7 +246,13 @@ GOOD = torch.zeros(1, 1, 4, 8)
         ((GOOD, GOOD.half(), GOOD), {}, "k must be float32, got float16; convert"),
         ((GOOD, GOOD, GOOD[..., :3, :]), {}, r"v must have shape \[1, 1, 4, 8\], got \[1, 1, 3, 8\]"),
         ((GOOD, GOOD.expand(2, 1, 4, 8), GOOD), {}, r"k must have shape \[..., n_head, T, head_dim\] like q"),
-        ((GOOD[0, 0],) * 3, {}, r"q must have shape \[..., n_head, T, head_dim\]"),
+        ((GOOD[0, 0],) * 3, {}, r"q must have at least 3 dimensions \[..., n_head, T, head_dim\], got \[4, 8\]"),
+        ((GOOD.expand(1, 4, 4, 8), GOOD, GOOD), {}, r"k has n_head 1, q 4; .* k.repeat_interleave\(n, dim=-3\)"),
+        ((GOOD, None, GOOD), {}, "k must be a tensor, got NoneType"),
+        ((GOOD, GOOD, GOOD.numpy()), {}, "v must be a tensor, got ndarray"),
+        ((GOOD.to_sparse(), GOOD, GOOD), {}, "q must be dense"),
+        ((GOOD,) * 3, {"scale": "x"}, "scale must be a number, got 'x'"),
+        ((GOOD,) * 3, {"rope_base": True}, "rope_base must be a number, got True"),
         ((GOOD[..., :4],) * 3, {}, "q must have a head_dim of 8 to 256, got 4"),
         ((GOOD, GOOD[:, :, :0], GOOD[:, :, :0]), {}, "at least one position, got lengths 4 and 0"),
         ((GOOD,) * 3, {"scale": -1.0}, "scale must be positive and finite, got -1.0; negate q"),
@@ -256,7 +262,7 @@ GOOD = torch.zeros(1, 1, 4, 8)
 )
 def test_bad_input(arguments, options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        attention(*(a.to(DEVICE) for a in arguments), **options)
+        attention(*(a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in arguments), **options)
 
 
 def test_bad_layout() -> None:

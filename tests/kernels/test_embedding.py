@@ -154,6 +154,13 @@ def test_operator() -> None:
         ({"tokens": torch.zeros(2, 3, 5)}, "tokens must be int64, got float32"),
         ({"tokens": torch.zeros(1, 3, 5).long()}, r"tokens must have shape \[2, any, any\], got \[1, 3, 5\]"),
         ({"position": torch.zeros(2, 8, 3)}, r"position must have shape \[2, any, 4\]"),
+        ({"tokens": torch.zeros(2, 3, 0).long()}, r"tokens is empty: \[2, 3, 0\]; it needs at least one position"),
+        ({"tokens": torch.zeros(0, 3, 5).long(), "weight": torch.zeros(0, 9, 4)}, "weight is empty.* one member"),
+        ({"weight": torch.zeros(2, 0, 4)}, "weight is empty.* one row"),
+        ({"weight": torch.zeros(2, 9, 0)}, "weight is empty.* one column"),
+        ({"tokens": [[1]]}, "tokens must be a tensor, got list"),
+        ({"weight": None}, "weight must be a tensor, got NoneType"),
+        ({"position": 1}, "position must be a tensor, got int"),
         ({"position": torch.zeros(2, 4, 4)}, "position has 4 rows for sequences of 5"),
     ],
 )

@@ -148,14 +148,25 @@ def test_compiled_in_one_graph() -> None:
     ("change", "message"),
     [
         ({"x": torch.zeros(2, 3, 4).long()}, "x must be float32, float16 or bfloat16, got int64"),
-        ({"x": torch.zeros(2, 3, 0)}, "x must have at least one column"),
+        ({"x": torch.zeros(2, 3, 0)}, r"x is empty: \[2, 3, 0\]; it needs at least one column"),
+        ({"x": torch.zeros(0, 3, 4), "gain": torch.zeros(0, 4)}, "x is empty.* one member"),
+        ({"x": [[0.0]]}, "x must be a tensor, got list"),
+        ({"gain": None}, "gain must be a tensor, got NoneType"),
+        ({"bias": 0.0}, "bias must be a tensor, got float"),
+        ({"eps": "a"}, "eps must be a number, got 'a'"),
+        ({"eps": True}, "eps must be a number, got True"),
+        ({"eps": float("inf")}, "eps must be at least 0 and finite, got inf"),
+        ({"eps": float("nan")}, "eps must be at least 0 and finite, got nan"),
         ({"gain": torch.zeros(1, 4)}, r"gain must have shape \[2, 4\], got \[1, 4\]"),
         ({"bias": torch.zeros(2, 4).half()}, "bias must be float32, got float16"),
         ({"residual": torch.zeros(2, 3, 5)}, r"residual must have shape \[2, 3, 4\], got \[2, 3, 5\]"),
-        ({"eps": -1.0}, "eps must be at least 0, got -1.0"),
+        ({"eps": -1.0}, "eps must be at least 0 and finite, got -1.0"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message) -> None:  # type: ignore[no-untyped-def]
     arguments = {"x": torch.zeros(2, 3, 4), "gain": torch.zeros(2, 4)} | change
     with pytest.raises(ValueError, match=message):
         kernels.layer_norm(**arguments)
+    if "bias" not in change:
+        with pytest.raises(ValueError, match=message):
+            kernels.rms_norm(**arguments)

@@ -249,6 +249,12 @@ def test_tiles_suit_the_target() -> None:
         assert 2 * tiles.BLOCK_K * (tiles.BLOCK_M + tiles.BLOCK_N) * tiles.num_stages <= kibibytes * 1024
 
 
+def test_no_rows_have_gradients_of_zero() -> None:
+    inputs = linear_case(2, 0, 4, 3, SINGLE)
+    out, *gradients = outputs_and_gradients(linear, inputs, torch.ones(2, 0, 3))
+    assert out.shape == (2, 0, 3) and not any(g.any() for g in gradients)
+
+
 X = torch.zeros(2, 5, 4)
 
 
@@ -266,6 +272,18 @@ X = torch.zeros(2, 5, 4)
         (lambda: mlp(X, torch.zeros(2, 4, 8), None, torch.zeros(2, 8, 4), None, "relu"), "activation='relu' is unknown"),
         (lambda: mlp(X, torch.zeros(2, 4, 8), None, torch.zeros(2, 8, 4), None, "swiglu"), "up must have shape"),
         (lambda: mlp(X, torch.zeros(2, 4, 8), torch.zeros(2, 8), torch.zeros(2, 8, 4), None), "both or neither"),
+        (lambda: linear(torch.zeros(0, 5, 4), torch.zeros(0, 4, 3)), r"x is empty: \[0, 5, 4\]; it needs at least one member"),
+        (lambda: linear(torch.zeros(2, 5, 0), torch.zeros(2, 0, 3)), r"x is empty: \[2, 5, 0\]; it needs at least one column"),
+        (lambda: linear(X, torch.zeros(2, 4, 0)), r"weight is empty: \[2, 4, 0\]; it needs at least one column"),
+        (lambda: mlp(X[:0], torch.zeros(0, 4, 8), None, torch.zeros(0, 8, 4), None), "x is empty.* one member"),
+        (lambda: mlp(X[..., :0], torch.zeros(2, 0, 8), None, torch.zeros(2, 8, 4), None), "x is empty.* one column"),
+        (lambda: mlp(X, torch.zeros(2, 4, 0), None, torch.zeros(2, 0, 4), None), "down is empty.* one row"),
+        (lambda: mlp(X, torch.zeros(2, 4, 8), None, torch.zeros(2, 8, 0), None), "down is empty.* one column"),
+        (lambda: linear(X, None), "weight must be a tensor, got NoneType"),
+        (lambda: linear(X.numpy(), torch.zeros(2, 4, 3)), "x must be a tensor, got ndarray"),
+        (lambda: linear(X, torch.zeros(2, 4, 3), [0.0]), "bias must be a tensor, got list"),
+        (lambda: linear(X.to_sparse(), torch.zeros(2, 4, 3)), r"x must be dense, got layout .*; call .to_dense\(\)"),
+        (lambda: mlp(X, None, None, torch.zeros(2, 8, 4), None), "up must be a tensor, got NoneType"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -418,7 +418,12 @@ def test_no_part_of_a_split_loop_is_empty(target: str) -> None:
         ({"weight": torch.zeros(2, 8, 0)}, "weight is empty: [2, 8, 0]"),
         ({"targets": torch.zeros(2, 4, dtype=torch.int64)}, "targets must have shape [2, 3], got [2, 4]."),
         ({"targets": torch.zeros(2, 3, dtype=torch.int32)}, "targets must be int64, got int32"),
-        ({"x": torch.zeros(2, 8, 3).mT}, "x must be contiguous, got strides (24, 1, 3)"),
+        ({"x": torch.zeros(0, 3, 8)}, "x is empty: [0, 3, 8]; it needs at least one member."),
+        ({"weight": None}, "weight must be a tensor, got NoneType."),
+        ({"targets": None}, "targets must be a tensor, got NoneType."),
+        ({"z_loss": "a"}, "z_loss must be a number, got 'a'."),
+        ({"z_loss": float("nan")}, "z_loss must be finite, got nan."),
+        ({"z_loss": float("inf")}, "z_loss must be finite, got inf."),
         ({"reduction": "sum"}, 'reduction must be "mean" or "none", got \'sum\'.'),
     ],
 )
@@ -431,6 +436,24 @@ def test_bad_input(change: dict, message: str) -> None:
     arguments = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in arguments.items()}
     with pytest.raises(ValueError, match=re.escape(message)):
         linear_cross_entropy(**arguments)
+
+
+def test_what_is_not_contiguous_is_copied() -> None:
+    """By the function; the launchers say so."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 3, generator=generator).to(DEVICE).mT.requires_grad_()
+    weight, targets = torch.randn(2, 8, 5, generator=generator).to(DEVICE), torch.arange(6, device=DEVICE) % 5
+    targets = targets.reshape(3, 2).T
+    loss = linear_cross_entropy(x, weight, targets)
+    copied = x.detach().contiguous().requires_grad_()
+    truth = linear_cross_entropy(copied, weight, targets.contiguous())
+    assert torch.equal(loss, truth)
+    (ours,), (theirs,) = (torch.autograd.grad(a.sum(), b) for a, b in ((loss, x), (truth, copied)))
+    assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=re.escape("x must be contiguous, got strides (24, 1, 3)")):
+        linear_cross_entropy_forward(x, weight, targets.contiguous())
+    with pytest.raises(ValueError, match=re.escape("targets must be contiguous, got strides (1, 2)")):
+        linear_cross_entropy_forward(copied, weight, targets)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,18 @@ class Frontier:
         """
         C, N = np.full(len(solvable), np.nan), np.full(len(solvable), np.nan)
         near = _roughly(self, params, condition) if near is None else near
-        for newton in (_newton, _newton_at_most_parameters, _newton_at_most_tokens):
+        ways = [_newton, _newton_at_most_parameters, _newton_at_most_tokens]
+        if near is not None:  # most samples run into the limit that the point estimate does
+            C_near, N_near = near
+            first = (
+                1
+                if N_near >= 0.999 * self.high
+                else 2
+                if self.tokens(np.asarray(N_near), C_near) >= 0.999 * self.most_tokens
+                else 0
+            )
+            ways.insert(0, ways.pop(first))
+        for newton in ways:
             if near is None or not (left := solvable & np.isnan(C)).any():
                 break
             C_found, N_found, good = newton(self, _of(params, left), condition, near, left)

@@ -62,11 +62,10 @@ from pyscaling.kernels.launch import (
 from pyscaling.kernels.linear import matmul_tile, tiles_for
 
 IGNORED = tl.constexpr(-100)
-# Of one member's stored dlogits: the fewer chunks, the less traffic of partial sums. Not of all members together, or the
-# chunks, and with them a member's last bits, would depend on how many there are.
-CHUNK = (
-    96 * 2**20
-)  # numbers: 192 MiB in 16 bits, 384 in float32, beside some GB of weights and moments of such a member
+# Numbers of one member's stored dlogits: the fewer chunks, the less traffic of partial sums. 192 MiB in 16 bits, 384 in
+# float32, beside some GB of weights and moments of such a member. Not of all members together, or the chunks, and with them a
+# member's last bits, would depend on how many there are.
+CHUNK = 96 * 2**20
 CHUNK_STEP = 128  # of its length, a multiple of any tile's side
 
 

@@ -158,16 +158,11 @@ class Frontier:
         C, N = np.full(len(solvable), np.nan), np.full(len(solvable), np.nan)
         near = _roughly(self, params, condition) if near is None else near
         ways = [_newton, _newton_at_most_parameters, _newton_at_most_tokens]
-        if near is not None:  # most samples run into the limit that the point estimate does
+        if near is not None:  # most samples run into the limit that the point estimate does: that way first
             C_near, N_near = near
-            first = (
-                1
-                if N_near >= 0.999 * self.high
-                else 2
-                if self.tokens(np.asarray(N_near), C_near) >= 0.999 * self.most_tokens
-                else 0
-            )
-            ways.insert(0, ways.pop(first))
+            at_most_N = N_near >= 0.999 * self.high
+            at_most_D = self.tokens(np.asarray(N_near), C_near) >= 0.999 * self.most_tokens
+            ways.insert(0, ways.pop(1 if at_most_N else 2 if at_most_D else 0))
         for newton in ways:
             if near is None or not (left := solvable & np.isnan(C)).any():
                 break

@@ -36,10 +36,10 @@ from pyscaling.kernels.launch import (
     check_number,
     check_tensors,
     dot,
+    dot_mode,
     launch,
     operator,
     target_of,
-    upcasts,
 )
 
 EPSILON = torch.finfo(
@@ -273,7 +273,7 @@ def _attend(
     total, maximum, weight, q_a, q_b, k_pointer, v_pointer, k_time, v_time, first_query, first, last, n_key,
     log2_scale, rope_step, epsilon, CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Takes keys first to last into the running sums of a block of queries. MASKED: some are hidden or beyond n_key."""
     o_query = first_query + tl.arange(0, BLOCK)
@@ -282,9 +282,9 @@ def _attend(
         k_a, k_b = _load_inside(
             k_pointer, start, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, MASKED
         )  # [STEP, PART]
-        score = dot(q_a, tl.trans(k_a), tl.full([BLOCK, STEP], 0.0, tl.float32), UPCAST)
+        score = dot(q_a, tl.trans(k_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         if ROPE:
-            score = dot(q_b, tl.trans(k_b), score, UPCAST)
+            score = dot(q_b, tl.trans(k_b), score, DOT)
         if MASKED:
             visible = (start + o_key < n_key)[None, :]
             if CAUSAL:
@@ -295,7 +295,7 @@ def _attend(
         shrink = tl.exp2(maximum - new_maximum)
         weight = weight * shrink + tl.sum(p, 1)
         v = _load(v_pointer, start, v_time, n_key, 0, HEAD_DIM, STEP, WIDE, MASKED)  # [STEP, WIDE]
-        total = dot(p.to(v.dtype), v, total * shrink[:, None], UPCAST)
+        total = dot(p.to(v.dtype), v, total * shrink[:, None], DOT)
         maximum = new_maximum
     return total, maximum, weight
 
@@ -305,7 +305,7 @@ def attention_forward_kernel(
     q, k, v, out, lse, q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time,
     n_head, n_query, n_key, n_group, scale, rope_step, epsilon,
     CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     n_block = tl.cdiv(n_query, BLOCK)
     i_head, rank = _program(n_block, n_group)
@@ -333,11 +333,11 @@ def attention_forward_kernel(
     n_full = n_full // STEP * STEP
     total, maximum, weight = _attend(
         total, maximum, weight, q_a, q_b, k, v, k_time * UNIT, v_time * UNIT, first_query, 0, n_full, n_key,
-        log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, UPCAST,
+        log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
     )  # fmt: skip
     total, maximum, weight = _attend(
         total, maximum, weight, q_a, q_b, k, v, k_time * UNIT, v_time * UNIT, first_query, n_full, last, n_key,
-        log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, UPCAST,
+        log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
     )  # fmt: skip
     _store(out, total / weight[:, None], first_query, n_head * HEAD_DIM, n_query, 0, HEAD_DIM, BLOCK, WIDE)
     o_query = first_query + tl.arange(0, BLOCK)
@@ -363,7 +363,7 @@ def _gather_from_queries(
     first_key, first, last, n_query, log2_scale, rope_step, epsilon,
     ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Sums dk / scale and dv of a block of keys over queries first to last. MASKED: some see only some of the keys."""
     o_key = first_key + tl.arange(0, BLOCK)
@@ -372,21 +372,21 @@ def _gather_from_queries(
         q_a, q_b = _load_inside(
             q, start, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, True
         )  # [STEP, PART]
-        score = dot(k_a, tl.trans(q_a), tl.full([BLOCK, STEP], 0.0, tl.float32), UPCAST)  # S^T
+        score = dot(k_a, tl.trans(q_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)  # S^T
         if ROPE:
-            score = dot(k_b, tl.trans(q_b), score, UPCAST)
+            score = dot(k_b, tl.trans(q_b), score, DOT)
         b_grad, delta, b_lse = _load_rows(
             grad_out, out, lse, start, grad_out_time, out_time, n_query, HEAD_DIM, STEP, WIDE
         )
         p = tl.exp2(score * log2_scale - b_lse[None, :])  # [BLOCK, STEP]
         if MASKED:
             p = tl.where(o_key[:, None] <= (start + o_query)[None, :], p, 0.0)
-        grad_v = dot(p.to(b_grad.dtype), b_grad, grad_v, UPCAST)
-        grad_p = dot(b_v, tl.trans(b_grad), tl.full([BLOCK, STEP], 0.0, tl.float32), UPCAST)
+        grad_v = dot(p.to(b_grad.dtype), b_grad, grad_v, DOT)
+        grad_p = dot(b_v, tl.trans(b_grad), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         grad_score = (p * (grad_p - delta[None, :])).to(q_a.dtype)
-        grad_k_a = dot(grad_score, q_a, grad_k_a, UPCAST)
+        grad_k_a = dot(grad_score, q_a, grad_k_a, DOT)
         if ROPE:
-            grad_k_b = dot(grad_score, q_b, grad_k_b, UPCAST)
+            grad_k_b = dot(grad_score, q_b, grad_k_b, DOT)
     return grad_k_a, grad_k_b, grad_v
 
 
@@ -395,7 +395,7 @@ def _gather_from_keys(
     grad_q_a, grad_q_b, q_a, q_b, b_grad, delta, b_lse, k, v, k_time, v_time, first_query, first, last, n_key,
     log2_scale, rope_step, epsilon, CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Sums dq / scale of a block of queries over keys first to last. MASKED: some are hidden or beyond n_key."""
     o_query = first_query + tl.arange(0, BLOCK)
@@ -404,11 +404,11 @@ def _gather_from_keys(
         k_a, k_b = _load_inside(
             k, start, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, MASKED
         )  # [STEP, PART]
-        score = dot(q_a, tl.trans(k_a), tl.full([BLOCK, STEP], 0.0, tl.float32), UPCAST)
+        score = dot(q_a, tl.trans(k_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         if ROPE:
-            score = dot(q_b, tl.trans(k_b), score, UPCAST)
+            score = dot(q_b, tl.trans(k_b), score, DOT)
         b_v = _load(v, start, v_time, n_key, 0, HEAD_DIM, STEP, WIDE, MASKED)
-        grad_p = dot(b_grad, tl.trans(b_v), tl.full([BLOCK, STEP], 0.0, tl.float32), UPCAST)
+        grad_p = dot(b_grad, tl.trans(b_v), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         p = tl.exp2(score * log2_scale - b_lse[:, None])  # [BLOCK, STEP]
         if MASKED:
             visible = (start + o_key < n_key)[None, :]
@@ -416,9 +416,9 @@ def _gather_from_keys(
                 visible &= (start + o_key)[None, :] <= o_query[:, None]
             p = tl.where(visible, p, 0.0)
         grad_score = (p * (grad_p - delta[:, None])).to(k_a.dtype)
-        grad_q_a = dot(grad_score, k_a, grad_q_a, UPCAST)
+        grad_q_a = dot(grad_score, k_a, grad_q_a, DOT)
         if ROPE:
-            grad_q_b = dot(grad_score, k_b, grad_q_b, UPCAST)
+            grad_q_b = dot(grad_score, k_b, grad_q_b, DOT)
     return grad_q_a, grad_q_b
 
 
@@ -429,7 +429,7 @@ def attention_backward_kernel(
     v_batch, v_head, v_time, grad_q_batch, grad_q_head, grad_q_time, grad_k_batch, grad_k_head, grad_k_time,
     grad_v_batch, grad_v_head, grad_v_time, n_head, n_query, n_key, n_group, scale, rope_step, epsilon,
     CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     n_key_block = tl.cdiv(n_key, BLOCK)
     n_block = n_key_block + tl.cdiv(n_query, BLOCK)
@@ -462,13 +462,13 @@ def attention_backward_kernel(
                 total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, out, lse,
                 q_time * UNIT, grad_out_time * UNIT, n_head * HEAD_DIM,
                 first_key, first, tl.minimum(n_masked, n_query), n_query, log2_scale, rope_step, epsilon,
-                ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, UPCAST,
+                ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
             )  # fmt: skip
         total_k_a, total_k_b, total_v = _gather_from_queries(
             total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, out, lse,
             q_time * UNIT, grad_out_time * UNIT, n_head * HEAD_DIM,
             first_key, n_masked, n_query, n_query, log2_scale, rope_step, epsilon,
-            ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, UPCAST,
+            ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         grad_v += (i_batch * grad_v_batch + i_within * grad_v_head) * UNIT
         _store(grad_v, total_v, first_key, grad_v_time * UNIT, n_key, 0, HEAD_DIM, BLOCK, WIDE)
@@ -496,12 +496,12 @@ def attention_backward_kernel(
         total_q_a, total_q_b = _gather_from_keys(
             total_q_a, total_q_b, q_a, q_b, b_grad, delta, b_lse, k, v, k_time * UNIT, v_time * UNIT,
             first_query, 0, n_full, n_key, log2_scale, rope_step, epsilon,
-            CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, UPCAST,
+            CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         total_q_a, total_q_b = _gather_from_keys(
             total_q_a, total_q_b, q_a, q_b, b_grad, delta, b_lse, k, v, k_time * UNIT, v_time * UNIT,
             first_query, n_full, last, n_key, log2_scale, rope_step, epsilon,
-            CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, UPCAST,
+            CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         grad_q += (i_batch * grad_q_batch + i_within * grad_q_head) * UNIT
         _store_inside(
@@ -667,8 +667,8 @@ def _constants(q: Tensor, causal: bool, rope: bool, norm: bool, unit: int, block
     wide = max(16, triton.next_power_of_2(head_dim))
     part = max(16, triton.next_power_of_2(head_dim - head_dim // 2)) if rope else wide
     return dict(
-        CAUSAL=causal, ROPE=rope, NORM=norm, HEAD_DIM=head_dim, UNIT=unit, PART=part, WIDE=wide, UPCAST=upcasts(q.dtype),
-        **blocks._asdict(),
+        CAUSAL=causal, ROPE=rope, NORM=norm, HEAD_DIM=head_dim, UNIT=unit, PART=part, WIDE=wide,
+        DOT=dot_mode(q.dtype, target_of(q.device)), **blocks._asdict(),
     )  # fmt: skip
 
 

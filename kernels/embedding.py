@@ -35,11 +35,11 @@ from pyscaling.kernels.launch import (
     check_first,
     check_tensors,
     dot,
+    dot_mode,
     launch,
     operator,
     rows_contiguous,
     target_of,
-    upcasts,
 )
 
 MOST_BUCKETS = 512  # more would read more bytes of tokens than the gradient has; exceeded from V = 65537 only
@@ -120,7 +120,7 @@ def embedding_places_kernel(
 @triton.jit
 def embedding_backward_kernel(
     grad, places, bounds, grad_weight, n_row, vocab_size, weight_stride,
-    ACCUMULATE: tl.constexpr, UPCAST: tl.constexpr, BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr,
+    ACCUMULATE: tl.constexpr, DOT: tl.constexpr, BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     i_bucket, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -139,7 +139,7 @@ def embedding_backward_kernel(
         p_grad = grad + (place // SLOTS)[:, None].to(tl.int64) * D + o_column[None, :]
         b_grad = tl.load(p_grad, mask=(place >= 0)[:, None] & m_column, other=0.0)  # [ROWS, COLUMNS]
         belongs = (o_slot[:, None] == (place % SLOTS)[None, :]) & (place >= 0)[None, :]  # [SLOTS, ROWS]
-        total = dot(belongs.to(tl.float32).to(b_grad.dtype), b_grad, total, UPCAST)
+        total = dot(belongs.to(tl.float32).to(b_grad.dtype), b_grad, total, DOT)
         if ACCUMULATE:
             count += tl.sum(belongs.to(tl.int32), axis=1)
     o_vocab = i_bucket + BUCKETS * o_slot
@@ -239,7 +239,7 @@ def embedding_backward(
         writes=[grad if accumulate else grad_weight],
         flops=2 * n_member * slots * n_row * d,
         ACCUMULATE=accumulate,
-        UPCAST=upcasts(grad.dtype),
+        DOT=dot_mode(grad.dtype, target),
         BUCKETS=buckets,
         SLOTS=slots,
         D=d,

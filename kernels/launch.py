@@ -7,6 +7,7 @@ torch.compile as its shape rule, `meter` counts a step of any size without memor
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +31,7 @@ INTERPRETER_SIDE = int(os.environ.get("PYSCALING_INTERPRETER_SIDE", "256"))
 MULTIPROCESSORS = {
     "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256, "interpreter": 2,
 }  # fmt: skip
+_float32_dots = "tf32x3"  # see `float32_dots`; of the process, since autograd computes gradients in threads of its own
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 
@@ -248,9 +250,24 @@ def rows_contiguous(tensor: Any) -> Any:
     return tensor if tensor is None or tensor[0].is_contiguous() else tensor.contiguous()
 
 
-def upcasts(dtype: torch.dtype) -> bool:
-    """Whether dots must be fed float32: Triton's interpreter computes bfloat16 on its raw bits."""
-    return INTERPRETED and dtype == torch.bfloat16
+def dot_mode(dtype: torch.dtype, target: str) -> str:
+    """How `dot` multiplies numbers of this dtype.
+
+    "cast": as float32, since Triton's interpreter computes bfloat16 on its raw bits. "tf32x3": float32 as three products of
+    its upper and lower 11 bits on NVIDIA's tensor cores; what is left out is 2^-22 of a product. "ieee": as it stands.
+    """
+    if INTERPRETED and dtype == torch.bfloat16:
+        return "cast"
+    return _float32_dots if dtype == torch.float32 and target.startswith("sm_") else "ieee"
+
+
+@contextmanager
+def float32_dots(mode: str) -> Iterator[None]:
+    """Within it, in every thread, kernels on NVIDIA multiply float32 by "tf32x3" (the default) or "ieee"; see `dot_mode`."""
+    if mode not in ("tf32x3", "ieee"):
+        raise ValueError(f'mode must be "tf32x3" or "ieee", got {mode!r}.')
+    with replaced(sys.modules[__name__], _float32_dots=mode):
+        yield
 
 
 def cdiv(a: int, b: int) -> int:
@@ -262,9 +279,11 @@ def _bytes(tensors: Sequence[Tensor | None]) -> int:
 
 
 @triton.jit
-def dot(a, b, acc, UPCAST: tl.constexpr):
-    """acc + a b in float32; UPCAST: see `upcasts`."""
-    if UPCAST:
+def dot(a, b, acc, DOT: tl.constexpr):
+    """acc + a b in float32; DOT: see `dot_mode`."""
+    if DOT == "cast":
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+        return tl.dot(a, b, acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=DOT)

@@ -26,11 +26,11 @@ from pyscaling.kernels.launch import (
     check_first,
     check_tensors,
     dot,
+    dot_mode,
     launch,
     operator,
     rows_contiguous,
     target_of,
-    upcasts,
 )
 from pyscaling.kernels.layer_norm import (
     Norm,
@@ -92,7 +92,7 @@ def norm_tiles_for(n_row: int, d: int, dtype: torch.dtype, target: str, *widths:
 def matmul_tile(
     a_pointer, a_row_stride, a_inner_stride, b_pointer, b_inner_stride, b_column_stride, first_row, first_column,
     n_row, n_column, n_inner,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr, total=None,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr, total=None,
 ):  # fmt: skip
     """a b at [first_row, first_column], in float32, added to `total` if that is given."""
     # 64 bits for where a block begins alone: offsets within it take half the registers
@@ -108,7 +108,7 @@ def matmul_tile(
         m_inner = start + o_inner < n_inner
         b_a = tl.load(a_pointer + o_a, mask=m_row[:, None] & m_inner[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
         b_b = tl.load(b_pointer + o_b, mask=m_inner[:, None] & m_column[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
-        total = dot(b_a, b_b, total, UPCAST)
+        total = dot(b_a, b_b, total, DOT)
         a_pointer += BLOCK_K * a_inner_stride
         b_pointer += BLOCK_K * b_inner_stride
     return total
@@ -195,7 +195,7 @@ def linear_forward_kernel(
     gain, norm_bias, normed, stats, gain_stride, norm_bias_stride, eps,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     HAS_NORM: tl.constexpr, RMS: tl.constexpr, NORM_BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     # Programs that run side by side share a member's rows: consecutive tiles walk along a row.
@@ -203,7 +203,7 @@ def linear_forward_kernel(
     first_row, first_column = i_tile // n_tile * BLOCK_M, i_tile % n_tile * BLOCK_N
     tile = matmul_tile(
         x + i_member * n_row * d_in, d_in, 1, weight + i_member * weight_stride, d_out, 1, first_row, first_column,
-        n_row, d_out, d_in, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+        n_row, d_out, d_in, BLOCK_M, BLOCK_N, BLOCK_K, DOT,
     )  # fmt: skip
     offset = i_member * n_row * d_out
     tile = add_bias_and_residual(
@@ -223,7 +223,7 @@ def linear_backward_kernel(
     grad_out, x, weight, grad_x, grad_weight, grad_bias, n_row, d_in, d_out, n_tile_x,
     weight_stride, grad_weight_stride, grad_bias_stride, z, gain, stats, add, parts, gain_stride,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, RMS: tl.constexpr, NORM_BIAS: tl.constexpr,
-    X_M: tl.constexpr, X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    X_M: tl.constexpr, X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     grad_out += i_member * n_row * d_out
@@ -233,7 +233,7 @@ def linear_backward_kernel(
         first_row, first_column = i_tile // n_tile * X_M, i_tile % n_tile * X_N
         tile = matmul_tile(
             grad_out, d_out, 1, weight + i_member * weight_stride, 1, d_out, first_row, first_column,
-            n_row, d_in, d_out, X_M, X_N, BLOCK_K, UPCAST,
+            n_row, d_in, d_out, X_M, X_N, BLOCK_K, DOT,
         )  # fmt: skip
         if HAS_NORM:  # a tile holds whole rows: i_tile counts blocks of them, and parts
             o_row, o_column = tl.arange(0, X_M), tl.arange(0, X_N)
@@ -257,7 +257,7 @@ def linear_backward_kernel(
         n_tile = tl.cdiv(d_out, W_N)
         first_row, first_column = (i_tile - n_tile_x) // n_tile * W_M, (i_tile - n_tile_x) % n_tile * W_N
         tile_of_weight = matmul_tile(
-            x, 1, d_in, grad_out, d_out, 1, first_row, first_column, d_in, d_out, n_row, W_M, W_N, BLOCK_K, UPCAST
+            x, 1, d_in, grad_out, d_out, 1, first_row, first_column, d_in, d_out, n_row, W_M, W_N, BLOCK_K, DOT
         )
         store_weight_gradient(
             grad_weight + i_member * grad_weight_stride, grad_bias + i_member * grad_bias_stride, tile_of_weight, grad_out,
@@ -305,7 +305,7 @@ def linear_forward(
         flops=2 * n_member * n_row * d_in * d_out,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
-        UPCAST=upcasts(x.dtype),
+        DOT=dot_mode(x.dtype, target_of(x.device)),
         **constants,
         **tiles._asdict(),
     )  # fmt: skip
@@ -355,7 +355,7 @@ def linear_backward(
         W_M=of_weight.BLOCK_M,
         W_N=of_weight.BLOCK_N,
         BLOCK_K=of_x.BLOCK_K,
-        UPCAST=upcasts(x.dtype),
+        DOT=dot_mode(x.dtype, target_of(x.device)),
         num_warps=max(of_x.num_warps, of_weight.num_warps),
         num_stages=of_x.num_stages,
         all_registers=of_x.all_registers or of_weight.all_registers,

@@ -54,10 +54,10 @@ from pyscaling.kernels.launch import (
     check_number,
     check_tensors,
     dot,
+    dot_mode,
     launch,
     operator,
     target_of,
-    upcasts,
 )
 from pyscaling.kernels.linear import matmul_tile, tiles_for
 
@@ -94,7 +94,7 @@ def _loss(top, total, target_logit, target, vocab, z_loss):
 def _forward_kernel(
     x, weight, targets, loss, lse, partial, n_member, n_row, d, vocab, weight_member, z_loss, SPLITS: tl.constexpr,
     TRANSPOSED: tl.constexpr, HELD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-    UPCAST: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     row_blocks = tl.cdiv(n_row, BLOCK_R)
@@ -119,12 +119,12 @@ def _forward_kernel(
         logits = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
         if HELD:
             w = _tile(weight, v_start, vocab, stride_v, 0, d, stride_d, BLOCK_V, BLOCK_D)
-            logits = dot(x_held, tl.trans(w), logits, UPCAST=UPCAST)
+            logits = dot(x_held, tl.trans(w), logits, DOT=DOT)
         else:
             for k_start in range(0, d, BLOCK_D):
                 x_block = _tile(x, r_start, n_row, d, k_start, d, 1, BLOCK_R, BLOCK_D)
                 w = _tile(weight, v_start, vocab, stride_v, k_start, d, stride_d, BLOCK_V, BLOCK_D)
-                logits = dot(x_block, tl.trans(w), logits, UPCAST=UPCAST)
+                logits = dot(x_block, tl.trans(w), logits, DOT=DOT)
         columns = v_start + tl.arange(0, BLOCK_V)
         logits = tl.where((columns < vocab)[None, :], logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1))
@@ -201,7 +201,7 @@ def _unit_of_rows(scale, targets, lse, r_begin, r_end, vocab, z_loss):
 def _gradient(
     stay, n_stay, stay_n, stay_k, loop, n_loop, loop_n, loop_k, out, out_n, out_k, scale, targets, lse, d, vocab, z_loss,
     tile, split, SPLITS: tl.constexpr, VOCAB_STAYS: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Rows [BLOCK_S, d] of grad_x [R, d] or of grad_W^T [V, d] of a member, over one part of the loop."""
     s_start = tile * BLOCK_S
@@ -226,12 +226,12 @@ def _gradient(
         logits = tl.zeros([BLOCK_S, BLOCK_L], tl.float32)
         if HELD:
             passing = _tile(loop, l_start, n_loop, loop_n, 0, d, loop_k, BLOCK_L, BLOCK_D)
-            logits = dot(held, tl.trans(passing), logits, UPCAST=UPCAST)
+            logits = dot(held, tl.trans(passing), logits, DOT=DOT)
         else:
             for k_start in range(0, d, BLOCK_D):
                 stay_block = _tile(stay, s_start, n_stay, stay_n, k_start, d, stay_k, BLOCK_S, BLOCK_D)
                 loop_block = _tile(loop, l_start, n_loop, loop_n, k_start, d, loop_k, BLOCK_L, BLOCK_D)
-                logits = dot(stay_block, tl.trans(loop_block), logits, UPCAST=UPCAST)
+                logits = dot(stay_block, tl.trans(loop_block), logits, DOT=DOT)
             passing = _tile(loop, l_start, n_loop, loop_n, 0, d, loop_k, BLOCK_L, BLOCK_G)
         if VOCAB_STAYS:
             target, row_lse, a, b = _rows(scale, targets, lse, l_start, l_end, vocab, z_loss, BLOCK_L)
@@ -246,7 +246,7 @@ def _gradient(
             # columns past V have logit 0, which may be far above lse
             p = tl.where((column < vocab)[None, :], tl.exp(logits - row_lse[:, None]), 0.0)
             dlogits = a[:, None] * p - tl.where(column[None, :] == target[:, None], b[:, None], 0.0)
-        acc = dot(dlogits.to(passing.dtype), passing, acc, UPCAST=UPCAST)
+        acc = dot(dlogits.to(passing.dtype), passing, acc, DOT=DOT)
     if float16:
         acc *= unit if VOCAB_STAYS else unit[:, None]
     s = tl.arange(0, BLOCK_S)
@@ -264,7 +264,7 @@ def _backward_kernel(
     scale, x, weight, targets, lse, grad_x, grad_weight, n_member, n_row, d, vocab, weight_member, grad_member, z_loss,
     SPLITS_X: tl.constexpr, SPLITS_W: tl.constexpr, X_FIRST: tl.constexpr, TRANSPOSED: tl.constexpr,
     GRAD_TRANSPOSED: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     x_tiles = tl.cdiv(n_row, BLOCK_S)
@@ -292,13 +292,13 @@ def _backward_kernel(
     if in_x:
         _gradient(
             x, n_row, d, 1, weight, vocab, weight_v, weight_d, grad_x + part * n_row * d, d, 1, scale, targets, lse, d,
-            vocab, z_loss, tile, split, SPLITS_X, False, False, HELD, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, UPCAST,
+            vocab, z_loss, tile, split, SPLITS_X, False, False, HELD, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, DOT,
         )  # fmt: skip
     else:
         _gradient(
             weight, vocab, weight_v, weight_d, x, n_row, d, 1, grad_weight + part * grad_member, grad_v, grad_d, scale,
             targets, lse, d, vocab, z_loss, tile, split, SPLITS_W, True, ACCUMULATE, HELD, BLOCK_S, BLOCK_L,
-            BLOCK_D, BLOCK_G, UPCAST,
+            BLOCK_D, BLOCK_G, DOT,
         )  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def _combine_gradients(
 def _dlogits_kernel(
     scale, x, weight, targets, lse, dlogits, units, n_row, row_member, v_first, n_column, dlogits_row, dlogits_member, d,
     vocab, weight_member, z_loss, TRANSPOSED: tl.constexpr, ROWS_NEXT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A tile of a chunk: its rows begin where the pointers point, its columns of the vocabulary, and weight, at v_first.
 
@@ -358,7 +358,7 @@ def _dlogits_kernel(
     weight_d = 1 if TRANSPOSED else vocab
     logits = matmul_tile(
         x + member * row_member * d, d, 1, weight + member * weight_member, weight_d, weight_v, r_start, v_start, n_row,
-        n_column, d, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+        n_column, d, BLOCK_M, BLOCK_N, BLOCK_K, DOT,
     )  # fmt: skip
     target, row_lse, a, b = _rows(scale, targets, lse, r_start, n_row, vocab, z_loss, BLOCK_M)
     if x.dtype.element_ty == tl.float16:
@@ -392,7 +392,7 @@ def _products_kernel(
     dlogits, units, x, weight, add_x, grad_x, add_weight, grad_weight, n_row, row_member, n_column, dlogits_row,
     dlogits_member, d, vocab, n_tile_x, n_tile_w, weight_member, add_member, grad_member, TRANSPOSED: tl.constexpr,
     GRAD_TRANSPOSED: tl.constexpr, ADD_X: tl.constexpr, ADD_WEIGHT: tl.constexpr, X_FIRST: tl.constexpr, X_M: tl.constexpr,
-    X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A tile of grad_x = dlogits W^T or of grad_W = x^T dlogits of a chunk, where the pointers point, plus what add_ holds."""
     tile, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -413,7 +413,7 @@ def _products_kernel(
             tile_of_x = _tile(add_x, r_start, n_row, d, k_start, d, 1, X_M, X_N).to(tl.float32) / unit
         tile_of_x = matmul_tile(
             dlogits, dlogits_row, 1, weight + member * weight_member, weight_v, weight_d, r_start, k_start, n_row, d, n_column,
-            X_M, X_N, BLOCK_K, UPCAST, tile_of_x,
+            X_M, X_N, BLOCK_K, DOT, tile_of_x,
         )  # fmt: skip
         _store(grad_x + member * row_member * d, tile_of_x * unit, r_start, n_row, d, k_start, d, 1, X_M, X_N)
     else:
@@ -430,7 +430,7 @@ def _products_kernel(
             )
         tile_of_weight = matmul_tile(
             x + member * row_member * d, 1, d, dlogits, dlogits_row, 1, k_start, v_start, d, n_column, n_row, W_M, W_N, BLOCK_K,
-            UPCAST, tile_of_weight,
+            DOT, tile_of_weight,
         )  # fmt: skip
         grad_weight += member * grad_member
         _store(grad_weight, tile_of_weight * unit, k_start, d, grad_d, v_start, n_column, grad_v, W_M, W_N)
@@ -537,7 +537,7 @@ def linear_cross_entropy_forward(
         weight.stride(0), float(z_loss), reads=[x, weight, targets], writes=written, flops=2 * x.numel() * vocab,
         num_warps=blocks.warps, num_stages=blocks.stages, all_registers=blocks.all_registers, SPLITS=splits,
         TRANSPOSED=transposed, HELD=blocks.held, BLOCK_R=blocks.stay, BLOCK_V=blocks.loop, BLOCK_D=blocks.d,
-        UPCAST=upcasts(x.dtype),
+        DOT=dot_mode(x.dtype, target),
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -599,7 +599,7 @@ def linear_cross_entropy_backward(
         X_FIRST=vocab > n_row,  # the longer loops first: short ones fill the end
         TRANSPOSED=transposed, GRAD_TRANSPOSED=grad_transposed, ACCUMULATE=accumulate and splits_w == 1,
         HELD=blocks.held, BLOCK_S=blocks.stay, BLOCK_L=blocks.loop, BLOCK_D=blocks.d, BLOCK_G=blocks.group,
-        UPCAST=upcasts(x.dtype),
+        DOT=dot_mode(x.dtype, target),
     )  # fmt: skip
     split = [(splits_x, out_x, grad_x), (splits_w, out_w, grad_weight)]
     if splits_x > 1 or splits_w > 1:
@@ -664,7 +664,8 @@ def _backward_in_chunks(
             scale_part, x_part, weight_part, targets_part, lse_part, dlogits_part, lse if units is None else units,
             n_row_part, n_row, 0 if cut_rows else start, n_column, *sizes, weight.stride(0), float(z_loss),
             reads=[scale_part, x_part, weight_part, targets_part, lse_part], writes=[dlogits_part, units],
-            flops=2 * x_part.numel() * n_column, TRANSPOSED=transposed, ROWS_NEXT=cut_rows, UPCAST=upcasts(x.dtype),
+            flops=2 * x_part.numel() * n_column, TRANSPOSED=transposed, ROWS_NEXT=cut_rows,
+            DOT=dot_mode(x.dtype, target),
             **of_logits._asdict(),
         )  # fmt: skip
         add_x = None if cut_rows or first else sum_x
@@ -692,7 +693,7 @@ def _backward_in_chunks(
             ADD_X=add_x is not None, ADD_WEIGHT=add_weight is not None,
             X_FIRST=cut_rows,  # the longer loops first: short ones fill the end
             X_M=of_x.BLOCK_M, X_N=of_x.BLOCK_N, W_M=of_weight.BLOCK_M, W_N=of_weight.BLOCK_N, BLOCK_K=of_x.BLOCK_K,
-            UPCAST=upcasts(x.dtype),
+            DOT=dot_mode(x.dtype, target),
         )  # fmt: skip
     return grad_x, grad_weight
 

@@ -30,11 +30,11 @@ from pyscaling.kernels.launch import (
     check_first,
     check_tensors,
     dot,
+    dot_mode,
     launch,
     operator,
     rows_contiguous,
     target_of,
-    upcasts,
 )
 from pyscaling.kernels.layer_norm import WIDEST_TILE, Norm, NormGradient
 from pyscaling.kernels.linear import (
@@ -74,7 +74,7 @@ def activation_and_slope(u, ACTIVATION: tl.constexpr):
 def activated_matmul_tile(
     u, u_row_stride, u_inner_stride, value_offset, b_pointer, b_inner_stride, first_row, first_column,
     n_row, n_column, n_inner, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """act(u) b at [first_row, first_column], in float32; b has contiguous columns."""
     o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -93,9 +93,9 @@ def activated_matmul_tile(
         if GATED:
             b_h *= tl.load(u + value_offset + o_u, mask=m_u, other=0.0).to(tl.float32)
         b_b = tl.load(b_pointer + o_b, mask=m_inner[:, None] & m_column[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
-        if not UPCAST:
+        if DOT != "cast":
             b_h = b_h.to(b_b.dtype)
-        total = dot(b_h, b_b, total, UPCAST)
+        total = dot(b_h, b_b, total, DOT)
         u += BLOCK_K * u_inner_stride
         b_pointer += BLOCK_K * b_inner_stride
     return total
@@ -105,7 +105,7 @@ def activated_matmul_tile(
 def up_tile(
     b_x, x, weight, bias, u, first_row, first_column, n_row, d_in, n_column, u_width,
     HAS_BIAS: tl.constexpr, HELD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A tile of x W + b, columns below n_column, as it is stored in u; b_x [BLOCK_M, BLOCK_D]: x's whole rows, if HELD."""
     o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_D)
@@ -113,7 +113,7 @@ def up_tile(
     if HELD:
         p_weight = weight + first_column + o_inner[:, None] * u_width + o_column[None, :]
         b_w = tl.load(p_weight, mask=(o_inner < d_in)[:, None] & m_column[None, :], other=0.0)  # [BLOCK_D, BLOCK_F]
-        tile = dot(b_x, b_w, tl.zeros([BLOCK_M, BLOCK_F], tl.float32), UPCAST)
+        tile = dot(b_x, b_w, tl.zeros([BLOCK_M, BLOCK_F], tl.float32), DOT)
     else:
         tile = matmul_tile(
             x,
@@ -130,7 +130,7 @@ def up_tile(
             BLOCK_M,
             BLOCK_F,
             BLOCK_K,
-            UPCAST,
+            DOT,
         )
     if HAS_BIAS:
         tile += tl.load(bias + first_column + o_column, mask=m_column, other=0.0).to(tl.float32)[None, :]
@@ -147,7 +147,7 @@ def mlp_forward_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
     HAS_NORM: tl.constexpr, RMS: tl.constexpr, NORM_BIAS: tl.constexpr, HELD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
-    UPCAST: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """Rows of u and of out: BLOCK_F columns of u at a time, whose activations go into the sum at once."""
     first_row, i_member = tl.program_id(0) * BLOCK_M, tl.program_id(1).to(tl.int64)
@@ -167,20 +167,20 @@ def mlp_forward_kernel(
     for start in range(0, d_ff, BLOCK_F):
         gate = up_tile(
             b_x, x, up, up_bias, u, first_row, start, n_row, d_in, d_ff, u_width,
-            HAS_BIAS, HELD, BLOCK_M, BLOCK_F, BLOCK_D, BLOCK_K, UPCAST,
+            HAS_BIAS, HELD, BLOCK_M, BLOCK_F, BLOCK_D, BLOCK_K, DOT,
         )  # fmt: skip
         b_h, _ = activation_and_slope(gate, ACTIVATION)
         if GATED:
             b_h *= up_tile(
                 b_x, x, up, up_bias, u, first_row, d_ff + start, n_row, d_in, u_width, u_width,
-                HAS_BIAS, HELD, BLOCK_M, BLOCK_F, BLOCK_D, BLOCK_K, UPCAST,
+                HAS_BIAS, HELD, BLOCK_M, BLOCK_F, BLOCK_D, BLOCK_K, DOT,
             )  # fmt: skip
         m_ff = start + o_ff < d_ff
         p_down = down + (start + o_ff)[:, None] * d_model + o_column[None, :]
         b_down = tl.load(p_down, mask=m_ff[:, None] & (o_column < d_model)[None, :], other=0.0)  # [BLOCK_F, BLOCK_N]
-        if not UPCAST:
+        if DOT != "cast":
             b_h = b_h.to(b_down.dtype)
-        total = dot(b_h, b_down, total, UPCAST)
+        total = dot(b_h, b_down, total, DOT)
     offset = i_member * n_row * d_model
     total = add_bias_and_residual(
         total, down_bias + i_member * down_bias_stride, residual + offset, first_row, 0, n_row, d_model,
@@ -198,14 +198,14 @@ def mlp_forward_kernel(
 def down_forward_kernel(
     u, weight, bias, residual, out, n_row, d_ff, d_model, u_width, weight_stride, bias_stride,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     n_tile = tl.cdiv(d_model, BLOCK_N)
     first_row, first_column = i_tile // n_tile * BLOCK_M, i_tile % n_tile * BLOCK_N
     tile = activated_matmul_tile(
         u + i_member * n_row * u_width, u_width, 1, d_ff, weight + i_member * weight_stride, d_model, first_row, first_column,
-        n_row, d_model, d_ff, ACTIVATION, GATED, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+        n_row, d_model, d_ff, ACTIVATION, GATED, BLOCK_M, BLOCK_N, BLOCK_K, DOT,
     )  # fmt: skip
     offset = i_member * n_row * d_model
     tile = add_bias_and_residual(
@@ -220,7 +220,7 @@ def down_backward_kernel(
     grad_out, u, weight, grad_u, grad_weight, grad_bias, n_row, d_ff, d_model, u_width, n_tile_u,
     weight_stride, grad_weight_stride, grad_bias_stride,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
-    U_M: tl.constexpr, U_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    U_M: tl.constexpr, U_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     i_tile, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     grad_out += i_member * n_row * d_model
@@ -230,7 +230,7 @@ def down_backward_kernel(
         first_row, first_column = i_tile // n_tile * U_M, i_tile % n_tile * U_N
         tile = matmul_tile(
             grad_out, d_model, 1, weight + i_member * weight_stride, 1, d_model, first_row, first_column,
-            n_row, d_ff, d_model, U_M, U_N, BLOCK_K, UPCAST,
+            n_row, d_ff, d_model, U_M, U_N, BLOCK_K, DOT,
         )  # fmt: skip
         o_row, o_column = tl.arange(0, U_M), tl.arange(0, U_N)
         mask = (first_row + o_row < n_row)[:, None] & (first_column + o_column < d_ff)[None, :]
@@ -249,7 +249,7 @@ def down_backward_kernel(
         first_row, first_column = (i_tile - n_tile_u) // n_tile * W_M, (i_tile - n_tile_u) % n_tile * W_N
         tile_of_weight = activated_matmul_tile(
             u, 1, u_width, d_ff, grad_out, d_model, first_row, first_column,
-            d_ff, d_model, n_row, ACTIVATION, GATED, W_M, W_N, BLOCK_K, UPCAST,
+            d_ff, d_model, n_row, ACTIVATION, GATED, W_M, W_N, BLOCK_K, DOT,
         )  # fmt: skip
         store_weight_gradient(
             grad_weight + i_member * grad_weight_stride, grad_bias + i_member * grad_bias_stride, tile_of_weight, grad_out,
@@ -300,7 +300,7 @@ def mlp_forward(
             HELD=x.dtype != torch.float32,
             BLOCK_F=columns,
             BLOCK_D=max(16, triton.next_power_of_2(d_in)),
-            UPCAST=upcasts(x.dtype),
+            DOT=dot_mode(x.dtype, target_of(x.device)),
             **constants,
             **tiles._asdict(),
         )  # fmt: skip
@@ -321,7 +321,7 @@ def mlp_forward(
         HAS_RESIDUAL=residual is not None,
         ACTIVATION=activation,
         GATED=activation in _GATED,
-        UPCAST=upcasts(x.dtype),
+        DOT=dot_mode(x.dtype, target_of(x.device)),
         **tiles._asdict(),
     )  # fmt: skip
     return out, u
@@ -369,7 +369,7 @@ def mlp_backward(
         W_M=of_weight.BLOCK_M,
         W_N=of_weight.BLOCK_N,
         BLOCK_K=of_u.BLOCK_K,
-        UPCAST=upcasts(x.dtype),
+        DOT=dot_mode(x.dtype, target_of(x.device)),
         num_warps=max(of_u.num_warps, of_weight.num_warps),
         num_stages=of_u.num_stages,
         all_registers=of_u.all_registers,

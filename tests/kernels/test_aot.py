@@ -22,14 +22,14 @@ from pyscaling.kernels import aot
 from pyscaling.kernels.launch import dot, launch, target_of
 
 @triton.jit
-def product(a, b, out, bias, n, one, scale, stride, BLOCK: tl.constexpr, UPCAST: tl.constexpr):
+def product(a, b, out, bias, n, one, scale, stride, BLOCK: tl.constexpr, DOT: tl.constexpr):
     """out = a b scale, [BLOCK, n] by [n, BLOCK]"""
     i, j = tl.arange(0, BLOCK), tl.arange(0, 32)
     acc = tl.zeros([BLOCK, BLOCK], tl.float32)
     for start in range(0, n, 32):
         b_a = tl.load(a + i[:, None] * stride + (start + j)[None, :] * one)
         b_b = tl.load(b + (start + j)[:, None] * stride + i[None, :])
-        acc = dot(b_a, b_b, acc, UPCAST)
+        acc = dot(b_a, b_b, acc, DOT)
     tl.store(out + i[:, None] * BLOCK + i[None, :], (acc * scale).to(out.dtype.element_ty))
 
 @triton.jit
@@ -55,7 +55,7 @@ def multiply(dtype, block=64, stages=2, offset=0, stride=64):
     out = torch.empty(block, block, dtype=dtype, device="meta")
     warps = 8 if target_of(a.device) == "sm_80" else 4
     launch(product, (1,), a, a, out, None, 64, 1, 0.5, stride, reads=[a], writes=[out], num_warps=warps, num_stages=stages,
-           BLOCK=block, UPCAST=False)
+           BLOCK=block, DOT="ieee")
 
 def copies(n, offset=0):
     x = torch.empty(n + offset, dtype=torch.float32, device="meta")[offset:]
@@ -165,10 +165,10 @@ def test_sixteen_bit_products_use_tensor_cores(result: dict[str, Any], target: s
 def test_specialised_as_a_launch_would_be(result: dict[str, Any]) -> None:
     signature, aligned = result["signature"], [["tt.divisibility", 16]]
     pointers, numbers = dict.fromkeys(("a", "b", "out"), "*bf16"), {"n": "i32", "scale": "fp32", "stride": "i32"}
-    expected = pointers | numbers | dict.fromkeys(("bias", "one", "BLOCK", "UPCAST"), "constexpr")
+    expected = pointers | numbers | dict.fromkeys(("bias", "one", "BLOCK", "DOT"), "constexpr")
     assert signature == expected
     assert {k: v for k, v in result["attributes"].items() if v} == {f"({i},)": aligned for i in (0, 1, 2, 4, 7)}
-    assert result["constants"] == {"(3,)": None, "(5,)": 1, "(8,)": 64, "(9,)": False}
+    assert result["constants"] == {"(3,)": None, "(5,)": 1, "(8,)": 64, "(9,)": "ieee"}
     # AMD: a tensor under 2 GiB may be read by buffer instructions
     assert result["amd"][1]["(0,)"] == [*aligned, ["tt.pointer_range", 32]]
     assert result["large"][0]["n"] == "i64" and result["large"][1]["(0,)"] == aligned

@@ -316,10 +316,10 @@ def layer_norm_wide_backward_kernel(
 
 
 @triton.jit
-def sum_of_parts(parts, i_array, i_member, n_part, d, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The sum over n_part of parts [A, M, n_part, d]: this program's COLUMNS of one array and member."""
-    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    parts += (i_array.to(tl.int64) * tl.num_programs(1) + i_member) * n_part * d
+def sum_of_parts(parts, i_array, i_member, n_member, i_block, n_part, d, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sum over n_part of parts [A, M, n_part, d]: COLUMNS of one array and member from i_block COLUMNS on."""
+    o_column = i_block * COLUMNS + tl.arange(0, COLUMNS)
+    parts += (i_array.to(tl.int64) * n_member + i_member) * n_part * d
     total = tl.zeros([PARTS, COLUMNS], tl.float32)
     for start in range(0, n_part, PARTS):
         o_part = start + tl.arange(0, PARTS)
@@ -330,14 +330,33 @@ def sum_of_parts(parts, i_array, i_member, n_part, d, PARTS: tl.constexpr, COLUM
 
 @triton.jit
 def sum_all_parts_kernel(
-    parts, gradient, places, n_part, d, gradient_stride, PARTS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """parts [A, M, n_part, d] summed over n_part; array a goes to column places[a] of gradient [M, any]."""
-    i_member, i_array = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    sums = sum_of_parts(parts, i_array, i_member, n_part, d, PARTS, COLUMNS)
-    p_out = gradient + i_member * gradient_stride + tl.load(places + i_array) + o_column
-    tl.store(p_out, sums.to(gradient.dtype.element_ty), mask=o_column < d)
+    parts, places, splits, table, gradient, n_array, n_part, d, gradient_stride,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr, STRETCH: tl.constexpr,
+):  # fmt: skip
+    """parts [A, M, n_part, d] summed over n_part; array a goes to column places[a] of gradient [M, any].
+
+    The programs after those sum a stretch of `splits` each, as the table's row says: see `sum_all_parts`.
+    """
+    program, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    gradient += i_member * gradient_stride
+    n_block = tl.cdiv(d, COLUMNS)
+    if program < n_array * n_block:
+        i_array, i_block = program // n_block, program % n_block
+        sums = sum_of_parts(parts, i_array, i_member, tl.num_programs(1), i_block, n_part, d, PARTS, COLUMNS)
+        o_column = i_block * COLUMNS + tl.arange(0, COLUMNS)
+        tl.store(gradient + tl.load(places + i_array) + o_column, sums.to(gradient.dtype.element_ty), mask=o_column < d)
+    else:
+        table += (program - n_array * n_block) * 6
+        p_part = splits + tl.load(table) + i_member * tl.load(table + 1)
+        part_stride, n_split, place, count = (
+            tl.load(table + 2), tl.load(table + 3), tl.load(table + 4), tl.load(table + 5)
+        )  # fmt: skip
+        o = tl.arange(0, STRETCH)
+        total = tl.zeros([STRETCH], tl.float32)
+        for _ in range(n_split):
+            total += tl.load(p_part + o, mask=o < count, other=0.0)
+            p_part += part_stride
+        tl.store(gradient + place + o, total.to(gradient.dtype.element_ty), mask=o < count)
 
 
 @triton.jit
@@ -346,10 +365,10 @@ def sum_parts_kernel(
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """parts [1 or 2, M, n_part, d] summed over n_part; the first array is the gain's, the second the bias's."""
-    i_member, i_array = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    i_block, i_member, i_array = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    o_column = i_block * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < d
-    sums = sum_of_parts(parts, i_array, i_member, n_part, d, PARTS, COLUMNS)
+    sums = sum_of_parts(parts, i_array, i_member, tl.num_programs(1), i_block, n_part, d, PARTS, COLUMNS)
     if i_array == 0:
         out = sums.to(grad_gain.dtype.element_ty)
         tl.store(grad_gain + i_member * grad_gain_stride + o_column, out, mask=m_column)
@@ -406,18 +425,39 @@ def backward_parts(n_row: int, d: int, target: str) -> int:
     return max(1, min(cdiv(n_row, tile.ROWS), most))
 
 
-def sum_all_parts(parts: Tensor, gradient: Tensor, places: Tensor) -> None:
-    """Sums of many norms' parts [A, M, P, d], array a's to the d columns of gradient [M, any] that begin at places[a]."""
+STRETCH = 1024  # numbers that a program sums of parts of a weight's gradient
+
+
+class SplitSums(NamedTuple):
+    """Parts of weights' gradients that `sum_all_parts` is to sum.
+
+    splits: float32, all of them; table: [stretches, 6] int64, of each stretch of at most STRETCH numbers where it begins in
+    splits, how far members lie apart and parts, how many parts there are, its place in a row of the gradient, and its length.
+    total: how many sums that makes, of all members.
+    """
+
+    splits: Tensor
+    table: Tensor
+    total: int
+
+
+def sum_all_parts(parts: Tensor, gradient: Tensor, places: Tensor, sums: SplitSums | None = None) -> None:
+    """Sums of many norms' parts [A, M, P, d], array a's to the d columns of gradient [M, any] that begin at places[a].
+
+    sums: what else is to be summed by the same launch.
+    """
     n_array, n_member, n_part, d = parts.shape
     columns = 32
+    splits, table = (parts, places) if sums is None else (sums.splits, sums.table)
     launch(
         sum_all_parts_kernel,
-        (cdiv(d, columns), n_member, n_array),
-        parts, gradient, places, n_part, d, gradient.stride(0),
-        reads=[parts, places],
-        writes=[parts[:, :, 0]],
+        (n_array * cdiv(d, columns) + (0 if sums is None else len(table)), n_member),
+        parts, places, splits, table, gradient, n_array, n_part, d, gradient.stride(0),
+        reads=[parts, places, *([] if sums is None else [splits, table])],
+        writes=[parts[:, :, 0], None if sums is None else splits[: sums.total]],
         PARTS=min(64, triton.next_power_of_2(n_part)),
         COLUMNS=columns,
+        STRETCH=STRETCH,
     )  # fmt: skip
 
 

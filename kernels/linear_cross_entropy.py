@@ -666,7 +666,7 @@ def _backward_in_chunks(
             reads=[scale_part, x_part, weight_part, targets_part, lse_part], writes=[dlogits_part, units],
             flops=2 * x_part.numel() * n_column, TRANSPOSED=transposed, ROWS_NEXT=cut_rows,
             DOT=dot_mode(x.dtype, target),
-            **of_logits._asdict(),
+            **of_logits.options(),
         )  # fmt: skip
         add_x = None if cut_rows or first else sum_x
         out_x = (grad_x if cut_rows or last else sum_x)[:, of_rows]

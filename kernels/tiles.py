@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyscaling.kernels.launch import INTERPRETER_SIDE
+
 
 class Row(NamedTuple):
     operation: str
@@ -33,6 +35,10 @@ ANY = float("inf")
 
 def choose(operation: str, target: str, dtype: torch.dtype, width: int, *conditions: str) -> tuple[Any, ...]:
     """The tiles of the first row that fits. Raises KeyError for an operation that has none there."""
+    if isinstance(
+        width, torch.SymInt
+    ):  # what torch.compile traces launches nothing: the size it stands for just now will do
+        width = width.node.hint or 1
     return _choose(operation, target, 8 * dtype.itemsize, width, conditions)
 
 
@@ -69,4 +75,50 @@ def preferring(rows: Sequence[Row]) -> Iterator[None]:
         _choose.cache_clear()
 
 
-ROWS: tuple[Row, ...] = ()
+_side = INTERPRETER_SIDE
+_inner = max(32, _side // 4)
+# fmt: off
+# BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages, all_registers, programs a multiprocessor (0: one for each tile)
+PRODUCT_ROWS = (
+    # by pointers; the width is that of the output
+    *(Row("product", "interpreter", bits, ANY, "", (2 * _side, 2 * _side, _inner, 4, 1), "a program costs the same, whatever its size")
+      for bits in (16, 32)),
+    Row("product", "gfx*", 32, ANY, "", (64, 32, 16, 4, 2), "a thread of eight waves would load 8 bytes of a tile or 4"),
+    Row("product", "sm_*", 32, ANY, "uneven", (64, 32, 16, 8, 2, True), "loads of one number each, whose addresses fill registers"),
+    Row("product", "sm_*", 32, ANY, "", (128, 64, 32, 8, 2), "three products on tensor cores: operands of twice the size"),
+    Row("product", "*", 16, ANY, "uneven", (64, 64, 32, 8, 2, True), "loads of one number each, whose addresses fill registers"),
+    Row("product", "gfx*", 16, ANY, "", (128, 128, 32, 8, 2), "64 KiB of LDS, and operands of 64 would spill"),
+    Row("product", "sm_120", 16, ANY, "", (128, 128, 64, 8, 2), "99 KiB of shared memory"),
+    Row("product", "sm_*", 16, ANY, "", (128, 128, 64, 8, 3), "64 sums a thread; three stages of 32 KiB leave room for two programs"),
+    # of whole rows, by pointers: BLOCK_M is norm_tile_rows, BLOCK_N the width
+    *(Row("product of whole rows", "interpreter", bits, ANY, "", (0, 0, _inner, 4, 1), "as product") for bits in (16, 32)),
+    Row("product of whole rows", "*", 32, ANY, "", (0, 0, 16, 8, 2, True), "16 sums a thread"),
+    Row("product of whole rows", "*", 16, ANY, "uneven", (0, 0, 16, 8, 2, True), "loads of one number each"),
+    Row("product of whole rows", "gfx*", 16, ANY, "", (0, 0, 32, 8, 2, True), "64 KiB of LDS"),
+    Row("product of whole rows", "*", 16, ANY, "", (0, 0, 64, 8, 2, True), "two stages of (64 + 256) 64 are 80 KiB: two programs"),
+    # over tensor descriptors; the width is that of x
+    Row("linear forward", "sm_90 sm_100", 16, 256, "", (128, 128, 64, 8, 3, False, 2), "few steps: one program multiplies, one stores"),
+    Row("linear forward", "sm_90 sm_100", 16, ANY, "", (128, 256, 64, 8, 3, False, 1), "9.4 TB/s of the cache at the peak, not 12.5"),
+    Row("linear forward and norm", "sm_90 sm_100", 16, ANY, "", (128, 256, 64, 8, 2, False, 1), "whole rows; bound by memory"),
+    Row("mlp up", "sm_90 sm_100", 16, ANY, "gated", (128, 128, 64, 8, 3), "gate and value, one after the other; two programs"),
+    Row("mlp up", "sm_90 sm_100", 16, ANY, "", (128, 128, 64, 8, 3), "two programs: one multiplies, one forms activations and stores"),
+)
+# tiles of dx and of dW: X_M, X_N, W_M, W_N, then BLOCK_K, num_warps, num_stages, all_registers; the width is that of dx, of the MLP
+# that of dout
+BACKWARD_ROWS = (
+    Row("linear backward", "sm_90 sm_100", 16, 256, "", (128, 128, 128, 128, 64, 8, 3), "two programs, and enough tiles of dW"),
+    Row("linear backward", "sm_90 sm_100", 16, ANY, "", (128, 256, 128, 256, 64, 8, 3), "9.4 TB/s of the cache at the peak, not 12.5"),
+    Row("linear backward and norm", "sm_90 sm_100", 16, ANY, "", (64, 256, 128, 128, 64, 8, 3), "whole rows, norm_tile_rows of them"),
+    Row("mlp backward", "sm_90 sm_100", 16, ANY, "gated stored", (128, 128, 128, 128, 64, 8, 3), "gate and value beside 128 x 128 sums"),
+    Row("mlp backward", "sm_90 sm_100", 16, ANY, "stored", (128, 256, 128, 256, 64, 8, 3), "as linear backward"),
+    Row("mlp backward", "sm_90 sm_100", 16, ANY, "gated", (128, 128, 128, 128, 64, 8, 2), "two tensors of u a step: two programs in 64 KiB"),
+    Row("mlp backward", "sm_90 sm_100", 16, ANY, "", (128, 128, 128, 128, 64, 8, 3), "two programs: one multiplies, one forms activations"),
+)
+MLP_ROWS = (
+    # columns of u at a time, BLOCK_M, num_warps, num_stages, all_registers
+    Row("mlp forward", "sm_90 sm_100", 16, 128, "", (64, 128, 8, 2), "two programs a multiprocessor"),
+    Row("mlp forward", "sm_90 sm_100", 16, ANY, "gated", (32, 128, 8, 2), "gate and value: 64 columns would take 272 KiB"),
+    Row("mlp forward", "sm_90 sm_100", 16, ANY, "", (64, 128, 8, 2), "each warp group multiplies 64 x 64 and 64 x 256"),
+)
+# fmt: on
+ROWS: tuple[Row, ...] = (*PRODUCT_ROWS, *BACKWARD_ROWS, *MLP_ROWS)

@@ -19,18 +19,20 @@ from pyscaling.kernels.attention import attention_backward, attention_forward
 from pyscaling.kernels.embedding import embedding_backward, embedding_forward
 from pyscaling.kernels.launch import target_of
 from pyscaling.kernels.layer_norm import (
+    STRETCH,
     WIDEST_TILE,
     Norm,
     NormGradient,
+    SplitSums,
     backward_parts,
     layer_norm_backward,
     layer_norm_forward,
     norm_tile_rows,
     sum_all_parts,
 )
-from pyscaling.kernels.linear import linear_backward, linear_forward
+from pyscaling.kernels.linear import linear_backward, linear_forward, linear_job
 from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
-from pyscaling.kernels.mlp import mlp_backward, mlp_forward
+from pyscaling.kernels.mlp import down_job, mlp_backward, mlp_forward
 from pyscaling.models.transformer import FleetTransformer
 
 
@@ -48,6 +50,7 @@ class _Block:
     mlp_stats: Tensor
     g: Tensor
     u: Tensor
+    hidden: Tensor | None
 
 
 class FusedTransformer(FleetTransformer):
@@ -73,17 +76,18 @@ class FusedTransformer(FleetTransformer):
         ]
         self._rms, self._norm_bias = shape.norm == "rmsnorm", "final_norm_bias" in self.parameters
         self._norm_in_product = shape.d_model <= WIDEST_TILE
-        starts: dict[str, int] = {}
+        self._starts: dict[str, int] = {}
+        self._tables: dict[Any, Tensor] = {}
         start = 0
         for (name, parameter), gradient in zip(self.parameters.items(), self._gradients, strict=True):
             size = parameter[0].numel()
             source = self.flat if self.low is None else self.low
             self._weights[name] = source[:, start : start + size].view(parameter.shape)
             self._gradient_of[name] = gradient
-            starts[name] = start
+            self._starts[name] = start
             start += size
         kinds = ("gain", "bias") if self._norm_bias else ("gain",)
-        places = [starts[f"{norm}_{kind}"] for norm in self._norms for kind in kinds]
+        places = [self._starts[f"{norm}_{kind}"] for norm in self._norms for kind in kinds]
         self._norm_places = torch.tensor(places, dtype=torch.int64, device=device)
         self._mean: Tensor | None = None  # 1 / R for each token, kept while R stays
 
@@ -132,6 +136,40 @@ class FusedTransformer(FleetTransformer):
         size = (len(self._norms), 1 + self._norm_bias, n_member, n_part, d)
         return torch.empty(size, dtype=torch.float32, device=like.device)
 
+    def _split_sums(self, blocks: list[_Block]) -> tuple[dict[str, Tensor], SplitSums | None]:
+        """Room for the parts of weights whose rows are split for their gradients, by name, and what sums them at the end."""
+        w, n_member = self._weights, self.n_member
+        n_split: dict[str, int] = {}
+        for i, block in enumerate(blocks):
+            n_split[f"{i}.qkv"] = linear_job(block.h, w[f"{i}.qkv"], self._norm_in_product).n_split
+            n_split[f"{i}.out"] = linear_job(block.mixed, w[f"{i}.out"]).n_split
+            n_split[f"{i}.up"] = linear_job(block.g, w[f"{i}.up"], self._norm_in_product).n_split
+            n_split[f"{i}.down"] = down_job(block.x, block.u, block.hidden, w[f"{i}.down"], self.shape.mlp).n_split
+        n_split = {name: n for name, n in n_split.items() if n > 1}
+        if not n_split:
+            return {}, None
+        names = {name: (name, f"{name}_bias") if self.shape.bias else (name,) for name in n_split}
+        sizes = {name: sum(w[part][0].numel() for part in names[name]) for name in n_split}
+        splits = torch.empty(
+            sum(n_split[name] * n_member * sizes[name] for name in n_split), dtype=torch.float32, device=self.device
+        )
+        parts, table, begin = {}, [], 0
+        for name, n in n_split.items():
+            end = begin + n * n_member * sizes[name]
+            parts[name] = splits[begin:end].view(n, n_member, sizes[name])
+            source = begin
+            for part in names[name]:
+                place, size = self._starts[part], w[part][0].numel()
+                for first in range(0, size, STRETCH):
+                    count = min(STRETCH, size - first)
+                    table.append([source + first, sizes[name], n_member * sizes[name], n, place + first, count])
+                source += size
+            begin = end
+        key = (tuple(n_split.items()), self.device)
+        if key not in self._tables:  # a captured graph reads it, so it stays
+            self._tables[key] = torch.tensor(table, dtype=torch.int64, device=self.device)
+        return parts, SplitSums(splits, self._tables[key], n_member * sum(sizes.values()))
+
     def _attention_options(self) -> dict[str, Any]:
         rope_base = self.shape.rope_base if self.shape.position == "rope" else None
         return {"causal": True, "rope_base": rope_base, "qk_norm": self.shape.qk_norm}
@@ -161,11 +199,11 @@ class FusedTransformer(FleetTransformer):
             middle = linear_forward(mixed, w[f"{i}.out"], w.get(f"{i}.out_bias"), x, norm)
             g, mlp_stats = (norm.normed, norm.stats) if norm is not None else self._normed(middle, mlp_norm)
             norm = self._norm_of(x, next_norm) if self._norm_in_product else None
-            after, u = mlp_forward(
+            after, u, hidden = mlp_forward(
                 g, w[f"{i}.up"], w.get(f"{i}.up_bias"), w[f"{i}.down"], w.get(f"{i}.down_bias"), middle, shape.mlp, norm
             )
             if keep:
-                blocks.append(_Block(x, attention_stats, h, qkv, mixed, lse, middle, mlp_stats, g, u))
+                blocks.append(_Block(x, attention_stats, h, qkv, mixed, lse, middle, mlp_stats, g, u, hidden))
             x = after
             h, attention_stats = (norm.normed, norm.stats) if norm is not None else self._normed(x, next_norm)
         return h, x, attention_stats, blocks
@@ -186,6 +224,7 @@ class FusedTransformer(FleetTransformer):
         head_gradient = of["token_embedding"].mT if shape.tied else of["head"]
         grad, _ = linear_cross_entropy_backward(self._mean, h, self._head(), targets, lse, grad_weight=head_gradient)
         parts = self._norm_parts(x)
+        split, sums = self._split_sums(blocks)
         grad, *_ = layer_norm_backward(grad, x, w["final_norm_gain"], stats, parts=parts[-1])
 
         def through(name: str, z: Tensor, stats: Tensor, add: Tensor, parts: Tensor) -> tuple[Any, Any]:
@@ -202,12 +241,13 @@ class FusedTransformer(FleetTransformer):
             grad_g, *_ = mlp_backward(
                 grad, block.g, w[f"{i}.up"], w[f"{i}.down"], block.u, shape.mlp,
                 of[f"{i}.up"], of.get(f"{i}.up_bias"), of[f"{i}.down"], of.get(f"{i}.down_bias"), norm,
-                has_bias=shape.bias,
+                has_bias=shape.bias, hidden=block.hidden, parts_up=split.get(f"{i}.up"), parts_down=split.get(f"{i}.down"),
             )  # fmt: skip
             grad = after(grad_g)
             grad_mixed, _, _ = linear_backward(
-                grad, block.mixed, w[f"{i}.out"], of[f"{i}.out"], of.get(f"{i}.out_bias"), has_bias=shape.bias
-            )
+                grad, block.mixed, w[f"{i}.out"], of[f"{i}.out"], of.get(f"{i}.out_bias"), has_bias=shape.bias,
+                parts=split.get(f"{i}.out"),
+            )  # fmt: skip
             grad_qkv = torch.empty_like(block.qkv)
             grad_q, grad_k, grad_v = self._heads(grad_qkv, n_sequence)
             q, k, v = self._heads(block.qkv, n_sequence)
@@ -218,10 +258,11 @@ class FusedTransformer(FleetTransformer):
             )  # fmt: skip
             norm, after = through(attention_norm, block.x, block.attention_stats, grad, parts[2 * i])
             grad_h, _, _ = linear_backward(
-                grad_qkv, block.h, w[f"{i}.qkv"], of[f"{i}.qkv"], of.get(f"{i}.qkv_bias"), norm, has_bias=shape.bias
-            )
+                grad_qkv, block.h, w[f"{i}.qkv"], of[f"{i}.qkv"], of.get(f"{i}.qkv_bias"), norm, has_bias=shape.bias,
+                parts=split.get(f"{i}.qkv"),
+            )  # fmt: skip
             grad = after(grad_h)
-        sum_all_parts(parts.flatten(0, 1), self.gradient, self._norm_places)
+        sum_all_parts(parts.flatten(0, 1), self.gradient, self._norm_places, sums)
         embedding_backward(
             grad, tokens[:, :, :-1], shape.vocab_size, of["token_embedding"], of.get("position_embedding"),
             accumulate=shape.tied,

@@ -137,8 +137,8 @@ def test_weights_and_gradients_lie_in_flat_rows() -> None:
     )
     for view, part in zip(views, parts, strict=True):
         view.copy_(part)
-    out, u = mlp_forward(x, *views, residual, "gelu")
-    expected, u_contiguous = mlp_forward(x, *parts, residual, "gelu")
+    out, u, _ = mlp_forward(x, *views, residual, "gelu")
+    expected, u_contiguous, _ = mlp_forward(x, *parts, residual, "gelu")
     assert torch.equal(out, expected)
     grad = torch.ones_like(out)
     grad_x, *_ = mlp_backward(grad, x, views[0], views[2], u, "gelu", *outs)
@@ -233,7 +233,7 @@ def test_launches() -> None:
         for width, launches in ((32, 3), (257, 4)):
             seen.clear()
             x, up, down = (torch.empty(16, *size, device="meta") for size in ((64, width), (width, 128), (128, width)))
-            out, u = mlp_forward(x, up, None, down, None, x, "gelu")
+            out, u, _ = mlp_forward(x, up, None, down, None, x, "gelu")
             mlp_backward(out, x, up, down, u, "gelu", has_bias=False)
             assert len(seen) == launches
     finally:

@@ -1,6 +1,7 @@
 """The fused transformer is the plain one: losses, gradients, steps; in Triton's interpreter where there is no GPU."""
 
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ RECIPE = Shape(
     16, 1, 2, context=12, vocab_size=40, position="rope", norm="rmsnorm", tied=False, bias=False, qk_norm=True, rope_base=100.0,
     mlp="swiglu",
 )  # fmt: skip
+linear_module = importlib.import_module("pyscaling.kernels.linear")
 mlp_module = importlib.import_module("pyscaling.kernels.mlp")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -50,6 +52,24 @@ def test_loss_and_gradient(shape: Shape, norms: str, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(fused.gradient, plain.gradient, rtol=1e-4, atol=2e-6 * size)
     torch.testing.assert_close(fused.loss(tokens), plain.loss(tokens), rtol=1e-6, atol=0)
     torch.testing.assert_close(fused.logits(tokens[:, :, :-1]), plain.logits(tokens[:, :, :-1]), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a member has few tiles its rows are split: the parts are summed by the launch that sums the norms' parts."""
+    fleet, tokens = randomised(FusedTransformer(GPT2, [3, 4], DEVICE)), batch(2)
+    fleet.loss_and_gradient(tokens)
+    whole = fleet.gradient.clone()
+    fleet.gradient.fill_(torch.nan)
+    monkeypatch.setattr(linear_module, "weight_splits", lambda *_: 2)
+    seen: dict[str, Any] = {}
+    observers.append(lambda record: seen.update({record.kernel.fn.__name__: record}))
+    try:
+        fleet.loss_and_gradient(tokens)
+    finally:
+        observers.pop()
+    n_norm, stretches = 2 * (2 * GPT2.n_layer + 1), GPT2.n_layer * (1 + 1 + 1 + 1 + 4)  # of weights and biases
+    assert seen["sum_all_parts_kernel"].grid == (n_norm + stretches, 2) and "sum_splits_kernel" not in seen
+    torch.testing.assert_close(fleet.gradient, whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
 
 
 def test_twenty_steps_give_the_same_curve() -> None:

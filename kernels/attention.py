@@ -62,13 +62,13 @@ class Blocks(NamedTuple):
 
 def forward_blocks(q: Tensor, n_key: int, inside: bool) -> Blocks:
     """A block of queries and its step along keys. inside: whether rotation or norm is applied inside."""
-    return _cut(_blocks("attention forward", q, inside), q.shape[2], n_key)
+    return _cut(_blocks("attention forward", q, inside), q.shape[2], n_key, q.shape[3])
 
 
 def backward_blocks(q: Tensor, n_key: int, inside: bool) -> Blocks:
     """A block of keys and its step along queries, and of the other job a block of queries and its step along keys."""
     longest = max(q.shape[2], n_key)
-    return _cut(_blocks("attention backward", q, inside), longest, longest)
+    return _cut(_blocks("attention backward", q, inside), longest, longest, q.shape[3])
 
 
 def _blocks(operation: str, q: Tensor, inside: bool) -> Blocks:
@@ -78,11 +78,14 @@ def _blocks(operation: str, q: Tensor, inside: bool) -> Blocks:
     return Blocks(*choose(operation, target_of(q.device), q.dtype, wide, *conditions))
 
 
-def _cut(blocks: Blocks, n_own: int, n_walked: int) -> Blocks:
-    """Blocks no longer than the sequence, with as many warps as leave a thread its share, but at least four."""
+def _cut(blocks: Blocks, n_own: int, n_walked: int, head_dim: int) -> Blocks:
+    """Blocks no longer than the sequence, with as many warps as leave a thread its share, but at least four.
+
+    Of heads wider than 64 the warps stay: what is walked over is shared by them all, and half of them would spill.
+    """
     block = min(blocks.BLOCK, max(16, triton.next_power_of_2(n_own)))
     step = min(blocks.STEP, max(16, triton.next_power_of_2(n_walked)))
-    num_warps = max(4, blocks.num_warps * block // blocks.BLOCK)
+    num_warps = blocks.num_warps if head_dim > 64 else max(4, blocks.num_warps * block // blocks.BLOCK)
     return Blocks(block, step, num_warps, blocks.num_stages, blocks.all_registers)
 
 

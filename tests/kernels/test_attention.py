@@ -48,19 +48,29 @@ def exact(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, ro
     return score.softmax(-1) @ v
 
 
-def with_variance(q, k, v, grad_out, causal, scale, rope_base, qk_norm, unit):
+def with_variance(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, causal, scale, rope_base, qk_norm, unit: float
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """(value, variance of its rounding errors) of out, dq, dk and dv, to first order, element by element.
+
+    unit: of what is kept in the tensors' dtype (q and k as turned, P, dS and the results); sums and functions are of float32,
+    2^-24. Each rounding counts as its unit times what is rounded, and what errs independently adds up in squares; the errors
+    of lse and D are a whole row's, so that they are carried to the row's sum instead.
+    """
     head_dim, w2, u2 = q.shape[-1], 2.0**-48, unit**2
     half = head_dim // 2
     scale = head_dim**-0.5 if scale is None else scale
+    # Tensor cores cut off where float32 rounds, and tf32x3 leaves out 2^-22 of a product.
+    cut_off, left_out = (4.0, 16.0 if unit == 2.0**-24 else 0.0) if DEVICE == "cuda" else (1.0, 0.0)
 
     def dot(a, var_a, b, var_b):
-        """a b, and the variance of a sum that walks along n products: its partial sums drift and scatter."""
-        n, value = a.shape[-1], a @ b
-        walked = n / 3 * value**2 + n / 2 * (a**2 @ b**2)
-        return value, a**2 @ var_b + var_a @ b**2 + w2 * walked
+        """a b, summed one by one: of n products the i-th partial sum is about (i / n) a b, give or take sqrt(i) of them."""
+        n, value, squares = a.shape[-1], a @ b, a**2 @ b**2
+        partial_sums = n / 3 * value**2 + n / 2 * squares
+        return value, a**2 @ var_b + var_a @ b**2 + w2 * (cut_off * partial_sums + left_out * squares)
 
     def turned(x, var, sign):
-        """Rotates; a sine is off by five units, and its angle by one of its own size."""
+        """Rotates by sign times the angle; a sine is off by five units, and the angle by one of its size."""
         if rope_base is None:
             return x, var
         position = torch.arange(x.shape[-2], dtype=torch.float64, device=x.device)[:, None]
@@ -94,8 +104,7 @@ def with_variance(q, k, v, grad_out, causal, scale, rope_base, qk_norm, unit):
         hidden = torch.arange(k.shape[-2])[None, :] > torch.arange(q.shape[-2])[:, None]
         score = score.masked_fill(hidden.to(score.device), -math.inf)
     lse, p = score.logsumexp(-1, keepdim=True), score.softmax(-1)
-    exponent = torch.where(p > 0, score, 0.0)
-    var_p = p**2 * (var + w2 * (exponent**2 + 2))  # of 2^(s - lse) but for lse, whose error a row shares
+    var_p = p**2 * (var + w2 * (torch.where(p > 0, score, 0.0) ** 2 + 2))  # of 2^(s - lse) but for lse
     var_lse = var_p.sum(-1, keepdim=True) + w2 * (lse**2 + 4)
     var_p_own = var_p + u2 * p**2
     out, var_out = dot(p, var_p_own, v, 0.0 * v)

@@ -8,10 +8,12 @@ lse [B, n_head, T_q] in float32, the logarithm to base 2 of each row's sum of 2^
 Backward, with P = 2^(S scale log2 e - lse), D = rowsum(dout * out), dS = P * (dout v^T - D):
 dv = P^T dout, dk = scale dS^T q, dq = scale dS k, then back through rotation and norm, which are computed anew.
 
-Launches: 1 forward, 1 backward, whose programs have two jobs by index: a block of keys walks along the queries and owns its
-rows of dk and dv; a block of queries walks along the keys and owns its rows of dq. Each element has one writer and its sum a
-fixed order; nothing is shared between heads. Bytes at least (s a tensor's item size): forward
-s head_dim (2 T_q + 2 T_k) + 4 T_q a head, backward s head_dim (4 T_q + 4 T_k) + 4 T_q a head.
+Launches: 1 forward; 1 backward, and 1 before it for D, unless the caller has D. The backward's programs have two jobs by
+index: a block of keys walks along the queries and owns its rows of dk and dv; a block of queries walks along the keys and
+owns its rows of dq. Each element has one writer and its sum a fixed order; nothing is shared between heads. Bytes at least
+(s a tensor's item size), a head: forward s head_dim (2 T_q + 2 T_k) + 4 T_q; D, 2 s head_dim T_q + 4 T_q; backward
+s head_dim (3 T_q + 4 T_k) + 8 T_q, of which only k, v and their gradients, or q and its own, are touched once: the rest is
+walked over by each block, which is why D is not summed anew there.
 
 Rotary embedding turns pairs (x_i, x_{i + half}): q and k are held as two parts, the first halves and the second, and their
 product is the sum of the parts' products; the turning is then elementwise. Sines come from a polynomial in float32: a table
@@ -29,7 +31,6 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import (
-    INTERPRETER_SIDE,
     cdiv,
     check,
     check_first,
@@ -41,6 +42,7 @@ from pyscaling.kernels.launch import (
     operator,
     target_of,
 )
+from pyscaling.kernels.tiles import choose
 
 EPSILON = torch.finfo(
     torch.float32
@@ -58,74 +60,42 @@ class Blocks(NamedTuple):
     all_registers: bool = False  # see `launch`
 
 
-def forward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype, inside: bool, target: str) -> Blocks:
-    """A block of queries and its step along keys. inside: whether rotation or norm is applied inside.
-
-    Each is the largest seen to compile without spilled registers and within shared memory, head_dim as padded.
-    """
-    wide, amd, wgmma = triton.next_power_of_2(head_dim), target.startswith("gfx"), target in ("sm_90", "sm_100")
-    if target == "interpreter":
-        blocks = Blocks(INTERPRETER_SIDE, INTERPRETER_SIDE // 2, 4, 1)
-    elif dtype == torch.float32 and amd:
-        side = 64 if wide <= 64 else 32 if wide <= 128 else 16
-        blocks = Blocks(side, min(32, side), 4, 1)
-    elif dtype == torch.float32 and wide <= 64:  # no tensor cores on NVIDIA: a thread holds whole rows of its operands
-        # ahead of the products two stages hold keys of two steps: where these are turned, 250 registers instead of 110
-        blocks = Blocks(64, 16, 8, 2) if wide <= 32 else Blocks(64, 32, 8, 1 if inside else 2)
-    elif dtype == torch.float32:
-        blocks = Blocks(32, 32, 8, 1) if wide <= 128 else Blocks(16, 16, 4, 1, all_registers=True)
-    elif amd:  # 64 KiB of LDS; of a rotated half a thread of eight waves would load 8 bytes or less
-        blocks = Blocks(128, 64, 4 if inside and wide <= 64 else 8, 2) if wide <= 128 else Blocks(64, 32, 4, 1)
-    elif wide <= 64:  # eight warps of 16 queries, two programs a multiprocessor
-        blocks = Blocks(128, 64, 8, 3)
-    elif wide <= 128:  # wgmma reads its operands from shared memory, mma.sync through registers
-        blocks = Blocks(128, 64 if wgmma else 32, 8, 2)
-    elif wgmma:
-        blocks = Blocks(128, 32, 8, 2)
-    else:
-        blocks = Blocks(32, 32, 4, 2) if inside else Blocks(64, 32, 8, 2)
-    return _cut(blocks, n_query, n_key)
+def forward_blocks(q: Tensor, n_key: int, inside: bool) -> Blocks:
+    """A block of queries and its step along keys. inside: whether rotation or norm is applied inside."""
+    return _cut(_blocks("attention forward", q, inside), q.shape[2], n_key, q.shape[3])
 
 
-def backward_blocks(n_query: int, n_key: int, head_dim: int, dtype: torch.dtype, inside: bool, target: str) -> Blocks:
+def backward_blocks(q: Tensor, n_key: int, inside: bool) -> Blocks:
     """A block of keys and its step along queries, and of the other job a block of queries and its step along keys."""
-    wide, amd, wgmma = triton.next_power_of_2(head_dim), target.startswith("gfx"), target in ("sm_90", "sm_100")
-    if target == "interpreter":
-        blocks = Blocks(INTERPRETER_SIDE, INTERPRETER_SIDE // 2, 4, 1)
-    elif dtype == torch.float32 and amd:
-        blocks = Blocks(32, 32 if wide <= 64 else 16, 4, 1) if wide <= 128 else Blocks(16, 16, 4, 1)
-    elif dtype == torch.float32 and wide <= 64:
-        step = 16 if wide <= 16 and target != "sm_80" else 32  # either spills a few bytes where the other does not
-        blocks = Blocks(32, step, 8, 1, all_registers=wide == 32)
-    elif dtype == torch.float32:  # spills: 16 to 48 bytes at 128 on sm_90 and later, 1.0 to 1.8 KB at 256
-        blocks = Blocks(16, 16, 8, 1)
-    elif amd:
-        # rotated heads of 128 leave no registers for steps of 32: 20 bytes spill on gfx942, 52 on gfx950; those of 64 do,
-        # and by steps of 16 a thread would load 8 bytes
-        blocks = Blocks(64, 16 if inside and wide != 64 else 32, 4, 2) if wide <= 128 else Blocks(32, 32, 4, 1)
-    elif inside and wide <= {"sm_100": 32, "sm_120": 64}.get(target, 0):  # 128 by 32 spills a few bytes
-        blocks = Blocks(64, 32, 8, 2)
-    elif wide <= 64:  # dk and dv take 64 registers a thread
-        blocks = Blocks(128, 64 if wgmma and not inside else 32, 8, 2)
-    elif wide <= 128 and not inside:  # 64 queries spill on sm_120, and on sm_90 where columns are masked
-        blocks = Blocks(64, 64 if target == "sm_80" or (target == "sm_90" and head_dim == wide) else 32, 8, 2)
-    elif wide <= 128 and wgmma:  # which takes 64 keys at least; at steps of 32 queries sm_90 spills 0.5 KB
-        blocks = Blocks(64, 32 if target == "sm_100" else 16, 8, 2)
-    elif wide <= 128:
-        blocks = Blocks(32, 32, 8 if target == "sm_120" else 4, 2)
-    elif target == "sm_100" and not inside:
-        blocks = Blocks(64, 32, 8, 2, all_registers=True)
-    else:  # the 64 keys that wgmma takes at least spill 0.4 KB and more
-        blocks = Blocks(32, 16 if inside and target in ("sm_100", "sm_120") else 32, 8, 2)
-    return _cut(blocks, max(n_query, n_key), max(n_query, n_key))
+    longest = max(q.shape[2], n_key)
+    return _cut(_blocks("attention backward", q, inside), longest, longest, q.shape[3])
 
 
-def _cut(blocks: Blocks, n_own: int, n_walked: int) -> Blocks:
-    """Blocks no longer than the sequence, with as many warps as leave a thread its share, but at least four."""
+def _blocks(operation: str, q: Tensor, inside: bool) -> Blocks:
+    """The table's: its width is head_dim as padded to a power of two, "padded" says that it was none."""
+    wide = triton.next_power_of_2(q.shape[3])
+    conditions = [name for name, holds in (("inside", inside), ("padded", q.shape[3] != wide)) if holds]
+    return Blocks(*choose(operation, target_of(q.device), q.dtype, wide, *conditions))
+
+
+def _cut(blocks: Blocks, n_own: int, n_walked: int, head_dim: int) -> Blocks:
+    """Blocks no longer than the sequence, with as many warps as leave a thread its share, but at least four.
+
+    Of heads wider than 64 the warps stay: what is walked over is shared by them all, and half of them would spill.
+    """
     block = min(blocks.BLOCK, max(16, triton.next_power_of_2(n_own)))
     step = min(blocks.STEP, max(16, triton.next_power_of_2(n_walked)))
-    num_warps = max(4, blocks.num_warps * block // blocks.BLOCK)
+    num_warps = blocks.num_warps if head_dim > 64 else max(4, blocks.num_warps * block // blocks.BLOCK)
     return Blocks(block, step, num_warps, blocks.num_stages, blocks.all_registers)
+
+
+@triton.jit
+def _row_stride(stride, UNIT: tl.constexpr, FAR: tl.constexpr):
+    """A row stride in elements; FAR: in 64 bits, and so what is multiplied by it."""
+    if FAR:
+        return tl.cast(stride, tl.int64) * UNIT
+    else:
+        return stride * UNIT
 
 
 @triton.jit
@@ -136,7 +106,7 @@ def _load(
     """Columns FIRST to FIRST + WIDTH of ROWS rows, zero beyond: [ROWS, PART]. MASKED: rows may lie beyond n_row."""
     o_row = tl.arange(0, ROWS)
     o_column = tl.arange(0, PART)
-    # 64 bits for the block's start alone: the loop's inner offsets stay in 32
+    # 64 bits for the block's start alone: the loop's inner offsets stay in 32, unless row_stride has 64
     pointer += tl.cast(first_row, tl.int64) * row_stride + FIRST
     p = pointer + o_row[:, None] * row_stride + o_column[None, :]
     if MASKED:
@@ -305,7 +275,7 @@ def attention_forward_kernel(
     q, k, v, out, lse, q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time,
     n_head, n_query, n_key, n_group, scale, rope_step, epsilon,
     CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
+    FAR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     n_block = tl.cdiv(n_query, BLOCK)
     i_head, rank = _program(n_block, n_group)
@@ -315,12 +285,16 @@ def attention_forward_kernel(
     k += (i_batch * k_batch + i_within * k_head) * UNIT
     v += (i_batch * v_batch + i_within * v_head) * UNIT
     out += (i_batch * n_query * n_head + i_within) * HEAD_DIM
+    q_time = _row_stride(q_time, UNIT, FAR)
+    k_time = _row_stride(k_time, UNIT, FAR)
+    v_time = _row_stride(v_time, UNIT, FAR)
+    out_time = _row_stride(n_head, HEAD_DIM, FAR)
     log2_scale = tl.cast(scale, tl.float32) * LOG2_E
     rope_step = tl.cast(rope_step, tl.float32)
     epsilon = tl.cast(epsilon, tl.float32)
 
     q_a, q_b = _load_inside(
-        q, first_query, q_time * UNIT, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
+        q, first_query, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
     )  # [BLOCK, PART]
     total = tl.full([BLOCK, WIDE], 0.0, tl.float32)
     maximum = tl.full([BLOCK], -3.4e38, tl.float32)  # finite, so that a row without a visible key would not make NaN
@@ -332,34 +306,53 @@ def attention_forward_kernel(
         n_full = tl.minimum(n_key, first_query + 1)
     n_full = n_full // STEP * STEP
     total, maximum, weight = _attend(
-        total, maximum, weight, q_a, q_b, k, v, k_time * UNIT, v_time * UNIT, first_query, 0, n_full, n_key,
+        total, maximum, weight, q_a, q_b, k, v, k_time, v_time, first_query, 0, n_full, n_key,
         log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
     )  # fmt: skip
     total, maximum, weight = _attend(
-        total, maximum, weight, q_a, q_b, k, v, k_time * UNIT, v_time * UNIT, first_query, n_full, last, n_key,
+        total, maximum, weight, q_a, q_b, k, v, k_time, v_time, first_query, n_full, last, n_key,
         log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
     )  # fmt: skip
-    _store(out, total / weight[:, None], first_query, n_head * HEAD_DIM, n_query, 0, HEAD_DIM, BLOCK, WIDE)
+    _store(out, total / weight[:, None], first_query, out_time, n_query, 0, HEAD_DIM, BLOCK, WIDE)
     o_query = first_query + tl.arange(0, BLOCK)
     tl.store(lse + i_head.to(tl.int64) * n_query + o_query, maximum + tl.log2(weight), mask=o_query < n_query)
 
 
 @triton.jit
+def attention_delta_kernel(
+    grad_out, out, delta, grad_out_batch, grad_out_head, grad_out_time, n_head, n_query,
+    HEAD_DIM: tl.constexpr, UNIT: tl.constexpr, FAR: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """delta = rowsum(dout * out) of ROWS queries of a head."""
+    n_block = tl.cdiv(n_query, ROWS)
+    i_head, first_row = tl.program_id(0) // n_block, tl.program_id(0) % n_block * ROWS
+    i_batch, i_within = (i_head // n_head).to(tl.int64), (i_head % n_head).to(tl.int64)
+    grad_out += (i_batch * grad_out_batch + i_within * grad_out_head) * UNIT
+    out += (i_batch * n_query * n_head + i_within) * HEAD_DIM
+    grad_out_time = _row_stride(grad_out_time, UNIT, FAR)
+    out_time = _row_stride(n_head, HEAD_DIM, FAR)
+    b_grad = _load(grad_out, first_row, grad_out_time, n_query, 0, HEAD_DIM, ROWS, WIDE, True)  # [ROWS, WIDE]
+    b_out = _load(out, first_row, out_time, n_query, 0, HEAD_DIM, ROWS, WIDE, True)
+    o_row = first_row + tl.arange(0, ROWS)
+    b_delta = tl.sum(b_grad.to(tl.float32) * b_out.to(tl.float32), 1)
+    tl.store(delta + i_head.to(tl.int64) * n_query + o_row, b_delta, mask=o_row < n_query)
+
+
+@triton.jit
 def _load_rows(
-    grad_out, out, lse, first_row, grad_out_time, out_time, n_query,
+    grad_out, lse, delta, first_row, grad_out_time, n_query,
     HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """dout [ROWS, WIDE], rowsum(dout * out) and lse [ROWS]; lse is infinite beyond n_query, so that P is 0 there."""
+    """dout [ROWS, WIDE], lse and D [ROWS]; lse is infinite beyond n_query, so that P is 0 there."""
     b_grad = _load(grad_out, first_row, grad_out_time, n_query, 0, HEAD_DIM, ROWS, WIDE, True)
-    b_out = _load(out, first_row, out_time, n_query, 0, HEAD_DIM, ROWS, WIDE, True)
-    delta = tl.sum(b_grad.to(tl.float32) * b_out.to(tl.float32), 1)
     o_row = first_row + tl.arange(0, ROWS)
-    return b_grad, delta, tl.load(lse + o_row, mask=o_row < n_query, other=float("inf"))
+    b_lse = tl.load(lse + o_row, mask=o_row < n_query, other=float("inf"))
+    return b_grad, b_lse, tl.load(delta + o_row, mask=o_row < n_query, other=0.0)
 
 
 @triton.jit
 def _gather_from_queries(
-    grad_k_a, grad_k_b, grad_v, k_a, k_b, b_v, q, grad_out, out, lse, q_time, grad_out_time, out_time,
+    grad_k_a, grad_k_b, grad_v, k_a, k_b, b_v, q, grad_out, lse, delta, q_time, grad_out_time,
     first_key, first, last, n_query, log2_scale, rope_step, epsilon,
     ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
@@ -375,15 +368,13 @@ def _gather_from_queries(
         score = dot(k_a, tl.trans(q_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)  # S^T
         if ROPE:
             score = dot(k_b, tl.trans(q_b), score, DOT)
-        b_grad, delta, b_lse = _load_rows(
-            grad_out, out, lse, start, grad_out_time, out_time, n_query, HEAD_DIM, STEP, WIDE
-        )
+        b_grad, b_lse, b_delta = _load_rows(grad_out, lse, delta, start, grad_out_time, n_query, HEAD_DIM, STEP, WIDE)
         p = tl.exp2(score * log2_scale - b_lse[None, :])  # [BLOCK, STEP]
         if MASKED:
             p = tl.where(o_key[:, None] <= (start + o_query)[None, :], p, 0.0)
         grad_v = dot(p.to(b_grad.dtype), b_grad, grad_v, DOT)
         grad_p = dot(b_v, tl.trans(b_grad), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
-        grad_score = (p * (grad_p - delta[None, :])).to(q_a.dtype)
+        grad_score = (p * (grad_p - b_delta[None, :])).to(q_a.dtype)
         grad_k_a = dot(grad_score, q_a, grad_k_a, DOT)
         if ROPE:
             grad_k_b = dot(grad_score, q_b, grad_k_b, DOT)
@@ -392,7 +383,7 @@ def _gather_from_queries(
 
 @triton.jit
 def _gather_from_keys(
-    grad_q_a, grad_q_b, q_a, q_b, b_grad, delta, b_lse, k, v, k_time, v_time, first_query, first, last, n_key,
+    grad_q_a, grad_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time, first_query, first, last, n_key,
     log2_scale, rope_step, epsilon, CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
     DOT: tl.constexpr,
@@ -415,7 +406,7 @@ def _gather_from_keys(
             if CAUSAL:
                 visible &= (start + o_key)[None, :] <= o_query[:, None]
             p = tl.where(visible, p, 0.0)
-        grad_score = (p * (grad_p - delta[:, None])).to(k_a.dtype)
+        grad_score = (p * (grad_p - b_delta[:, None])).to(k_a.dtype)
         grad_q_a = dot(grad_score, k_a, grad_q_a, DOT)
         if ROPE:
             grad_q_b = dot(grad_score, k_b, grad_q_b, DOT)
@@ -424,12 +415,12 @@ def _gather_from_keys(
 
 @triton.jit
 def attention_backward_kernel(
-    grad_out, q, k, v, out, lse, grad_q, grad_k, grad_v,
+    grad_out, q, k, v, lse, delta, grad_q, grad_k, grad_v,
     grad_out_batch, grad_out_head, grad_out_time, q_batch, q_head, q_time, k_batch, k_head, k_time,
     v_batch, v_head, v_time, grad_q_batch, grad_q_head, grad_q_time, grad_k_batch, grad_k_head, grad_k_time,
     grad_v_batch, grad_v_head, grad_v_time, n_head, n_query, n_key, n_group, scale, rope_step, epsilon,
     CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
+    FAR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     n_key_block = tl.cdiv(n_key, BLOCK)
     n_block = n_key_block + tl.cdiv(n_query, BLOCK)
@@ -439,8 +430,15 @@ def attention_backward_kernel(
     q += (i_batch * q_batch + i_within * q_head) * UNIT
     k += (i_batch * k_batch + i_within * k_head) * UNIT
     v += (i_batch * v_batch + i_within * v_head) * UNIT
-    out += (i_batch * n_query * n_head + i_within) * HEAD_DIM
     lse += i_head.to(tl.int64) * n_query
+    delta += i_head.to(tl.int64) * n_query
+    grad_out_time = _row_stride(grad_out_time, UNIT, FAR)
+    q_time = _row_stride(q_time, UNIT, FAR)
+    k_time = _row_stride(k_time, UNIT, FAR)
+    v_time = _row_stride(v_time, UNIT, FAR)
+    grad_q_time = _row_stride(grad_q_time, UNIT, FAR)
+    grad_k_time = _row_stride(grad_k_time, UNIT, FAR)
+    grad_v_time = _row_stride(grad_v_time, UNIT, FAR)
     scale = tl.cast(scale, tl.float32)
     log2_scale = scale * LOG2_E
     rope_step = tl.cast(rope_step, tl.float32)
@@ -448,9 +446,9 @@ def attention_backward_kernel(
     if rank < n_key_block:
         first_key = rank * BLOCK  # under a causal mask the first keys have most to do
         k_a, k_b = _load_inside(
-            k, first_key, k_time * UNIT, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
+            k, first_key, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
         )  # [BLOCK, PART]
-        b_v = _load(v, first_key, v_time * UNIT, n_key, 0, HEAD_DIM, BLOCK, WIDE, True)  # [BLOCK, WIDE]
+        b_v = _load(v, first_key, v_time, n_key, 0, HEAD_DIM, BLOCK, WIDE, True)  # [BLOCK, WIDE]
         total_k_a = tl.full([BLOCK, PART], 0.0, tl.float32)
         total_k_b = tl.full([BLOCK, PART], 0.0, tl.float32)
         total_v = tl.full([BLOCK, WIDE], 0.0, tl.float32)
@@ -459,31 +457,29 @@ def attention_backward_kernel(
             first = first_key // STEP * STEP
             n_masked = tl.cdiv(first_key + BLOCK - 1, STEP) * STEP
             total_k_a, total_k_b, total_v = _gather_from_queries(
-                total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, out, lse,
-                q_time * UNIT, grad_out_time * UNIT, n_head * HEAD_DIM,
+                total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, lse, delta, q_time, grad_out_time,
                 first_key, first, tl.minimum(n_masked, n_query), n_query, log2_scale, rope_step, epsilon,
                 ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
             )  # fmt: skip
         total_k_a, total_k_b, total_v = _gather_from_queries(
-            total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, out, lse,
-            q_time * UNIT, grad_out_time * UNIT, n_head * HEAD_DIM,
+            total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, lse, delta, q_time, grad_out_time,
             first_key, n_masked, n_query, n_query, log2_scale, rope_step, epsilon,
             ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         grad_v += (i_batch * grad_v_batch + i_within * grad_v_head) * UNIT
-        _store(grad_v, total_v, first_key, grad_v_time * UNIT, n_key, 0, HEAD_DIM, BLOCK, WIDE)
+        _store(grad_v, total_v, first_key, grad_v_time, n_key, 0, HEAD_DIM, BLOCK, WIDE)
         grad_k += (i_batch * grad_k_batch + i_within * grad_k_head) * UNIT
         _store_inside(
-            grad_k, total_k_a * scale, total_k_b * scale, grad_k_time * UNIT, k, k_time * UNIT, first_key, n_key,
+            grad_k, total_k_a * scale, total_k_b * scale, grad_k_time, k, k_time, first_key, n_key,
             rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART,
         )  # fmt: skip
     else:
         first_query = (n_block - 1 - rank) * BLOCK
         q_a, q_b = _load_inside(
-            q, first_query, q_time * UNIT, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
+            q, first_query, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
         )  # [BLOCK, PART]
-        b_grad, delta, b_lse = _load_rows(
-            grad_out, out, lse, first_query, grad_out_time * UNIT, n_head * HEAD_DIM, n_query, HEAD_DIM, BLOCK, WIDE
+        b_grad, b_lse, b_delta = _load_rows(
+            grad_out, lse, delta, first_query, grad_out_time, n_query, HEAD_DIM, BLOCK, WIDE
         )
         total_q_a = tl.full([BLOCK, PART], 0.0, tl.float32)
         total_q_b = tl.full([BLOCK, PART], 0.0, tl.float32)
@@ -494,18 +490,18 @@ def attention_backward_kernel(
             n_full = tl.minimum(n_key, first_query + 1)
         n_full = n_full // STEP * STEP
         total_q_a, total_q_b = _gather_from_keys(
-            total_q_a, total_q_b, q_a, q_b, b_grad, delta, b_lse, k, v, k_time * UNIT, v_time * UNIT,
+            total_q_a, total_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time,
             first_query, 0, n_full, n_key, log2_scale, rope_step, epsilon,
             CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         total_q_a, total_q_b = _gather_from_keys(
-            total_q_a, total_q_b, q_a, q_b, b_grad, delta, b_lse, k, v, k_time * UNIT, v_time * UNIT,
+            total_q_a, total_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time,
             first_query, n_full, last, n_key, log2_scale, rope_step, epsilon,
             CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         grad_q += (i_batch * grad_q_batch + i_within * grad_q_head) * UNIT
         _store_inside(
-            grad_q, total_q_a * scale, total_q_b * scale, grad_q_time * UNIT, q, q_time * UNIT, first_query, n_query,
+            grad_q, total_q_a * scale, total_q_b * scale, grad_q_time, q, q_time, first_query, n_query,
             rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART,
         )  # fmt: skip
 
@@ -530,8 +526,9 @@ def attention_forward(
     n_key = k.shape[2]
     out = q.new_empty(n_batch, n_query, n_head, head_dim).transpose(1, 2)
     lse = q.new_empty(n_batch, n_head, n_query, dtype=torch.float32)
-    blocks = forward_blocks(n_query, n_key, head_dim, q.dtype, rope_base is not None or qk_norm, target_of(q.device))
+    blocks = forward_blocks(q, n_key, rope_base is not None or qk_norm)
     unit, strides = _strides(q, k, v)
+    far = _far(max(blocks.BLOCK, blocks.STEP), q, k, v, out)
     launch(
         attention_forward_kernel,
         (n_batch * n_head * cdiv(n_query, blocks.BLOCK),),
@@ -539,7 +536,7 @@ def attention_forward(
         reads=[q, k, v],
         writes=[out, lse],
         flops=4 * n_batch * n_head * head_dim * _pairs(n_query, n_key, causal),
-        **_constants(q, causal, rope_base is not None, qk_norm, unit, blocks),
+        **_constants(q, causal, rope_base is not None, qk_norm, unit, far, blocks),
     )
     return out, lse
 
@@ -559,11 +556,14 @@ def attention_backward(
     grad_q: Tensor | None = None,
     grad_k: Tensor | None = None,
     grad_v: Tensor | None = None,
+    delta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, written into grad_q, grad_k and grad_v where given.
 
     out, lse: of `attention_forward` with the same options. grad_out and the gradients have any strides but the last, which
-    is 1: slices of one packed gradient [B, T, 3, n_head, head_dim], say.
+    is 1: slices of one packed gradient [B, T, 3, n_head, head_dim], say. delta [B, n_head, T_q] in float32: the sum over
+    head_dim of grad_out, as rounded to its dtype, times out; where it is given `out` is not read, else one more launch
+    computes it.
     """
     scale, rope_step = _check(q, k, v, scale, rope_base)
     n_batch, n_head, n_query, head_dim = q.shape
@@ -585,23 +585,51 @@ def attention_backward(
         raise ValueError(
             f"out and lse must be laid out as attention_forward gave them, got out of strides {out.stride()}."
         )
-    blocks = backward_blocks(n_query, n_key, head_dim, q.dtype, rope_base is not None or qk_norm, target_of(q.device))
-    unit, strides = _strides(grad_out, q, k, v, grad_q, grad_k, grad_v)
+    if delta is None:
+        delta = _delta(grad_out, out)
+    check("delta", delta, q.shape[:3], q, [torch.float32])
+    if not delta.is_contiguous():
+        raise ValueError(f"delta must be contiguous, got strides {delta.stride()}; call .contiguous().")
+    blocks = backward_blocks(q, n_key, rope_base is not None or qk_norm)
+    walked = (grad_out, q, k, v, grad_q, grad_k, grad_v)
+    unit, strides = _strides(*walked)
+    far = _far(max(blocks.BLOCK, blocks.STEP), *walked)
     launch(
         attention_backward_kernel,
         (n_batch * n_head * (cdiv(n_key, blocks.BLOCK) + cdiv(n_query, blocks.BLOCK)),),
-        *(grad_out, q, k, v, out, lse, grad_q, grad_k, grad_v, *strides),
+        *(grad_out, q, k, v, lse, delta, grad_q, grad_k, grad_v, *strides),
         *(n_head, n_query, n_key, _heads_at_a_time(q, k), scale, rope_step, EPSILON),
-        reads=[grad_out, q, k, v, out, lse],
+        reads=[grad_out, q, k, v, lse, delta],
         writes=[grad_q, grad_k, grad_v],
-        flops=14
-        * n_batch
-        * n_head
-        * head_dim
-        * _pairs(n_query, n_key, causal),  # both jobs form the scores and dout v^T
-        **_constants(q, causal, rope_base is not None, qk_norm, unit, blocks),
+        # both jobs form the scores and dout v^T
+        flops=14 * n_batch * n_head * head_dim * _pairs(n_query, n_key, causal),
+        **_constants(q, causal, rope_base is not None, qk_norm, unit, far, blocks),
     )
     return grad_q, grad_k, grad_v
+
+
+def _delta(grad_out: Tensor, out: Tensor) -> Tensor:
+    """rowsum(grad_out * out) [B, n_head, T_q] in float32."""
+    n_batch, n_head, n_query, head_dim = out.shape
+    delta = out.new_empty(n_batch, n_head, n_query, dtype=torch.float32)
+    wide = triton.next_power_of_2(head_dim)
+    rows = min(
+        4096 // wide, max(16, triton.next_power_of_2(n_query))
+    )  # in 16 bits four loads of 16 bytes a thread and tensor
+    unit, strides = _strides(grad_out)
+    launch(
+        attention_delta_kernel,
+        (n_batch * n_head * cdiv(n_query, rows),),
+        *(grad_out, out, delta, *strides, n_head, n_query),
+        reads=[grad_out, out],
+        writes=[delta],
+        HEAD_DIM=head_dim,
+        UNIT=unit,
+        FAR=_far(rows, grad_out, out),
+        ROWS=rows,
+        WIDE=wide,
+    )
+    return delta
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, rope_base: float | None) -> tuple[float, float]:
@@ -648,6 +676,11 @@ def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
     return unit, [stride // unit for stride in strides]
 
 
+def _far(n_row: int, *tensors: Tensor) -> bool:
+    """Whether n_row rows of one of them reach further than 32 bits count."""
+    return any(n_row * tensor.stride(2) >= 2**31 for tensor in tensors)
+
+
 def _heads_at_a_time(*walked: Tensor) -> int:
     """Heads whose walked tensors, read twice (k and v, or q and dout), take 16 MiB: a part of any second-level cache."""
     size = sum(2 * t.shape[2] * t.shape[3] * t.element_size() for t in walked)
@@ -662,12 +695,12 @@ def _pairs(n_query: int, n_key: int, causal: bool) -> int:
     return n * (n + 1) // 2 + (n_query - n) * n_key
 
 
-def _constants(q: Tensor, causal: bool, rope: bool, norm: bool, unit: int, blocks: Blocks) -> dict[str, int]:
+def _constants(q: Tensor, causal: bool, rope: bool, norm: bool, unit: int, far: bool, blocks: Blocks) -> dict[str, int]:
     head_dim = q.shape[3]
     wide = max(16, triton.next_power_of_2(head_dim))
     part = max(16, triton.next_power_of_2(head_dim - head_dim // 2)) if rope else wide
     return dict(
-        CAUSAL=causal, ROPE=rope, NORM=norm, HEAD_DIM=head_dim, UNIT=unit, PART=part, WIDE=wide,
+        CAUSAL=causal, ROPE=rope, NORM=norm, HEAD_DIM=head_dim, UNIT=unit, FAR=far, PART=part, WIDE=wide,
         DOT=dot_mode(q.dtype, target_of(q.device)), **blocks._asdict(),
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    causal: bool = True,
+    causal: bool = False,
     scale: float | None = None,
     rope_base: float | None = None,
     qk_norm: bool = False,

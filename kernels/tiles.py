@@ -121,4 +121,103 @@ MLP_ROWS = (
     Row("mlp forward", "sm_90 sm_100", 16, ANY, "", (64, 128, 8, 2), "each warp group multiplies 64 x 64 and 64 x 256"),
 )
 # fmt: on
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+FORWARD, BACKWARD = "attention forward", "attention backward"
+LDS, REGISTERS = "64 KiB of LDS", "registers"
+
+# Width: head_dim as padded to a power of two, "padded" where that is more; "inside": rotation or norm. Tiles: rows that a
+# program owns, its step along the other axis, warps, stages, and whether the assembler may use all registers (see `launch`).
+# What to weigh on sm_90, in 16 bits: a wgmma of 64 by n by 16 takes n / 2 cycles, in which shared memory gives 64 n bytes. It
+# reads 32 n of its right side, and 2048 of its left unless that is in registers, as P and dS are. So steps below 64 starve the
+# products with q, k, v or dout to their left. A row walked over, of 4 head_dim bytes, serves 8 BLOCK head_dim FLOPs of the
+# backward and 4 of the forward: with 128 rows of a program's own, 600 TFLOP/s take 2.3 and 4.7 TB/s from the second-level
+# cache. And a program whose warps wait for each other wants a second one beside it.
+ATTENTION_ROWS: tuple[Row, ...] = (
+    *(
+        Row(way, "interpreter", bits, ANY, "", (INTERPRETER_SIDE, INTERPRETER_SIDE // 2, 4, 1), "visits several blocks")
+        for way in (FORWARD, BACKWARD)
+        for bits in (16, 32)
+    ),
+    Row(FORWARD, "gfx*", 16, 64, "inside", (128, 64, 4, 2), "of a rotated half 8 waves would load 8 bytes a thread"),
+    Row(FORWARD, "gfx*", 16, 128, "", (128, 64, 8, 2), LDS),
+    Row(FORWARD, "gfx*", 16, 256, "", (64, 32, 4, 1), LDS),
+    Row(FORWARD, "sm_*", 16, 64, "", (128, 64, 8, 3), "119 registers: two programs, as exp takes as long as products"),
+    Row(FORWARD, "sm_90", 16, 128, "inside", (128, 64, 8, 2), "steps of 128 compile to 255 registers"),
+    Row(FORWARD, "sm_90", 16, 128, "", (128, 128, 8, 2), "243 registers; half the barriers that steps of 64 have"),
+    Row(FORWARD, "sm_100", 16, 128, "", (128, 64, 8, 2), "steps of 128 spill 76 bytes"),
+    Row(FORWARD, "sm_*", 16, 128, "", (128, 32, 8, 2), "mma.sync reads its operands through registers"),
+    Row(FORWARD, "sm_90 sm_100", 16, 256, "", (128, 32, 8, 2), REGISTERS),
+    Row(FORWARD, "sm_*", 16, 256, "inside", (32, 32, 4, 2), REGISTERS),
+    Row(FORWARD, "sm_*", 16, 256, "", (64, 32, 8, 2), REGISTERS),
+    Row(FORWARD, "gfx*", 32, 64, "", (64, 32, 4, 1), LDS),
+    Row(FORWARD, "gfx*", 32, 128, "", (32, 32, 4, 1), LDS),
+    Row(FORWARD, "gfx*", 32, 256, "", (16, 16, 4, 1), LDS),
+    Row(FORWARD, "sm_90 sm_100", 32, 64, "", (64, 32, 4, 2), "190 registers; a warpgroup takes 64 rows"),
+    Row(FORWARD, "sm_90 sm_100", 32, 128, "", (64, 16, 4, 1), "247 registers"),
+    Row(FORWARD, "sm_*", 32, 64, "", (64, 16, 4, 1), "218 registers; steps of 32 spill 0.3 KB"),
+    Row(FORWARD, "sm_*", 32, 128, "", (32, 16, 4, 1), "255 registers"),
+    Row(FORWARD, "sm_*", 32, 256, "", (16, 16, 4, 1, True), "64 rows spill 3 KB"),
+    Row(BACKWARD, "gfx*", 16, 32, "inside", (64, 16, 4, 2), "steps of 32 spill"),
+    Row(BACKWARD, "gfx*", 16, 64, "", (64, 32, 4, 2), "of a rotated half by steps of 16 a thread loads 8 bytes"),
+    Row(BACKWARD, "gfx*", 16, 128, "inside", (64, 16, 4, 2), "steps of 32 spill 20 bytes on gfx942, 52 on gfx950"),
+    Row(BACKWARD, "gfx*", 16, 128, "", (64, 32, 4, 2), REGISTERS),
+    Row(BACKWARD, "gfx*", 16, 256, "", (32, 32, 4, 1), REGISTERS),
+    Row(BACKWARD, "sm_90", 16, 64, "", (128, 64, 8, 3), "200 registers, 249 inside; 220 and 255 with 2 stages"),
+    Row(BACKWARD, "sm_90", 16, 128, "inside", (64, 16, 8, 2), "steps of 32 spill 0.1 KB, of 128 keys 0.2 KB"),
+    Row(BACKWARD, "sm_90", 16, 128, "", (128, 64, 8, 3), "255 registers; with 2 stages Triton 3.6 spills 24 bytes"),
+    Row(BACKWARD, "sm_100", 16, 32, "inside", (64, 32, 8, 2), "128 by 32 spills a few bytes"),
+    Row(BACKWARD, "sm_100", 16, 64, "inside", (128, 32, 8, 2), REGISTERS),
+    Row(BACKWARD, "sm_100", 16, 64, "", (128, 64, 8, 2), "183 registers; steps of 128 spill 0.5 KB"),
+    Row(BACKWARD, "sm_120", 16, 64, "inside", (64, 32, 8, 2), "128 by 32 spills a few bytes"),
+    Row(BACKWARD, "sm_*", 16, 64, "", (128, 32, 8, 2), "dk and dv take 64 registers a thread"),
+    Row(BACKWARD, "sm_100", 16, 128, "inside", (64, 32, 8, 2), REGISTERS),
+    Row(BACKWARD, "sm_100", 16, 128, "", (128, 64, 8, 2), "238 registers, all of tensor memory"),
+    Row(BACKWARD, "sm_120", 16, 128, "inside", (32, 32, 8, 2), REGISTERS),
+    Row(BACKWARD, "sm_*", 16, 128, "inside", (32, 32, 4, 2), REGISTERS),
+    Row(BACKWARD, "sm_80", 16, 128, "", (64, 64, 8, 2), REGISTERS),
+    Row(BACKWARD, "sm_*", 16, 128, "", (64, 32, 8, 2), "64 queries spill on sm_120"),
+    Row(BACKWARD, "sm_100 sm_120", 16, 256, "inside", (32, 16, 8, 2), REGISTERS),
+    Row(BACKWARD, "sm_100", 16, 256, "", (64, 32, 8, 2, True), REGISTERS),
+    Row(
+        BACKWARD,
+        "sm_*",
+        16,
+        256,
+        "",
+        (32, 32, 8, 2),
+        "64 keys, the least of wgmma, by 32 spill 8 bytes; by 16 it starves",
+    ),
+    Row(BACKWARD, "gfx*", 32, 64, "", (32, 32, 4, 1), LDS),
+    Row(BACKWARD, "gfx*", 32, 128, "", (32, 16, 4, 1), LDS),
+    Row(BACKWARD, "gfx*", 32, 256, "", (16, 16, 4, 1), LDS),
+    Row(BACKWARD, "sm_*", 32, 32, "", (64, 16, 4, 1), "95 to 175 registers on sm_90"),
+    Row(BACKWARD, "sm_*", 32, 64, "inside", (16, 16, 4, 1), "64 rows spill 0.3 KB"),
+    Row(BACKWARD, "sm_*", 32, 64, "", (32, 16, 4, 1), "254 registers; 64 rows spill 20 bytes"),
+    Row(BACKWARD, "sm_*", 32, 128, "", (16, 16, 4, 1), "254 registers"),
+    Row(BACKWARD, "sm_*", 32, 256, "", (16, 16, 8, 1), "spills 2.3 KB inside, as nothing less does"),
+)
+
+# Compile for sm_90 without spilled registers, or nearly: for a tuner to time, each with `preferring`, beside the row above.
+ATTENTION_CANDIDATES: tuple[Row, ...] = tuple(
+    Row(way, "sm_90", bits, up_to, only, tiles, "to be timed")
+    for way, bits, up_to, only, several in (
+        (FORWARD, 16, 64, "", ((128, 64, 8, 2), (128, 64, 8, 4), (64, 64, 4, 3), (128, 128, 8, 2), (128, 64, 4, 3))),
+        (FORWARD, 16, 128, "inside", ((128, 64, 8, 3), (128, 128, 8, 2))),
+        (FORWARD, 16, 128, "", ((128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 3))),
+        (BACKWARD, 16, 64, "inside", ((128, 64, 8, 2), (64, 64, 4, 3), (128, 32, 8, 3), (64, 32, 4, 3))),
+        (BACKWARD, 16, 64, "", ((128, 64, 8, 2), (64, 64, 4, 3), (64, 128, 8, 2), (256, 32, 8, 2), (128, 32, 8, 3))),
+        (BACKWARD, 16, 128, "", ((128, 64, 8, 2), (64, 64, 8, 3), (128, 32, 8, 2))),
+        (BACKWARD, 16, 256, "", ((64, 16, 8, 2), (64, 32, 8, 2))),
+        (FORWARD, 32, 64, "", ((64, 32, 4, 1), (64, 16, 4, 1), (64, 16, 8, 2))),
+        (FORWARD, 32, 128, "", ((64, 16, 8, 1), (16, 16, 4, 1))),
+        (BACKWARD, 32, 64, "inside", ((32, 16, 8, 1),)),
+        (BACKWARD, 32, 64, "", ((64, 16, 8, 1), (64, 16, 4, 1))),
+    )
+    for tiles in several
+)
+
+ROWS: tuple[Row, ...] = ATTENTION_ROWS
+
 ROWS: tuple[Row, ...] = (*PRODUCT_ROWS, *BACKWARD_ROWS, *MLP_ROWS)

@@ -98,7 +98,7 @@ class FleetTransformer:
         if shape.qk_norm:
             qk = F.rms_norm(qk, qk.shape[-1:])
         q, k = qk
-        mixed = ops.attention(q, k, v).transpose(1, 2).reshape(n_member, n_row, d)
+        mixed = ops.attention(q, k, v, causal=True).transpose(1, 2).reshape(n_member, n_row, d)
         return ops.linear(mixed, p[f"{i}.out"], p.get(f"{i}.out_bias"))
 
     def _norm(self, x: Tensor, name: str) -> Tensor:

@@ -62,7 +62,9 @@ def test_embedding_takes_each_members_rows() -> None:
     assert torch.equal(ops.embedding(tokens, table), torch.stack([table[0, [0, 4]], table[1, [4, 1]]]))
 
 
-def test_attention_is_causal_softmax() -> None:
+def test_attention_is_softmax_causal_or_not() -> None:
     q, k, v = (random(2, 3, 7, 4, seed=s).double() for s in range(3))
-    score = (q @ k.mT / 2.0).masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
+    score = q @ k.mT / 2.0
     torch.testing.assert_close(ops.attention(q, k, v), score.softmax(-1) @ v)
+    score = score.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
+    torch.testing.assert_close(ops.attention(q, k, v, causal=True), score.softmax(-1) @ v)

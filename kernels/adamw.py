@@ -23,9 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import cdiv, check, check_first, check_number, launch, operator, target_of
+from pyscaling.kernels.tiles import choose
 
 SETTINGS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "clip")
-BLOCK = 2048
 
 
 @triton.jit
@@ -126,22 +126,20 @@ def adamw_update(
     """`adamw_step` without its checks."""
     n_member, n_parameter = flat.shape
     norm = torch.empty(n_member, dtype=torch.float32, device=flat.device)
-    target = target_of(flat.device)
-    # As many programs as a large card holds at once (8 of four warps on 132 multiprocessors; fewer threads a program on AMD do
-    # not change that), so that a program reads its member's parts once for many blocks.
-    n_block, at_once = cdiv(n_parameter, BLOCK), 4 if target == "interpreter" else 1056
+    # A program reads its member's parts once for many blocks: no more programs than a large card holds at once.
+    block, warps, at_once = choose("adamw", target_of(flat.device), flat.dtype, n_parameter)
+    n_block = cdiv(n_parameter, block)
     # Whatever the number of members, or the norm's last bits would depend on it.
     n_part = max(1, min(n_block, at_once // 2))
     n_program = max(1, min(n_block, cdiv(at_once, max(1, n_member))))
     parts = torch.empty(n_member, 3, n_part, dtype=torch.float32, device=flat.device)
-    warps = 4 if target.startswith("gfx") else 8  # eight numbers a thread: two loads of 16 bytes of each array
     launch(
         adamw_norm_kernel,
         (n_part, n_member),
         gradient, parts, n_parameter,
         reads=[gradient],
         writes=[parts],
-        BLOCK=BLOCK,
+        BLOCK=block,
         num_warps=warps,
     )  # fmt: skip
     launch(
@@ -153,7 +151,7 @@ def adamw_update(
         writes=[flat, exp_avg, exp_avg_sq, cast, norm],
         HAS_CAST=cast is not None,
         PARTS=triton.next_power_of_2(n_part),
-        BLOCK=BLOCK,
+        BLOCK=block,
         num_warps=warps,
     )  # fmt: skip
     return norm

@@ -4,18 +4,23 @@ tokens [M, B, T] int64, weight [M, V, d], position [M, context, d] -> out [M, B 
 gives a row of NaN, so that its member fails visibly; nothing waits for the device to find out. It has no gradient.
 
 Backward: grad_weight[m, v] (+)= sum of grad over the places of v, grad_position[m, t] = sum of grad over B, zero beyond T.
-Two launches, no atomics, no sort. Vocabulary rows are dealt to K buckets, v to v mod K, so that neighbours in the
-alphabet and the common tokens at the head of a vocabulary do not meet in one.
-1. One program a bucket reads its member's tokens twice: it counts those of the buckets before it, then writes the places of
-   its own, in order, to its stretch of one list [M, B T]. Other programs of the launch sum grad_position.
-2. One program a bucket and block of columns walks through that stretch: grad's rows, multiplied by the 0/1 matrix that
-   says to which of the bucket's rows each belongs, on tensor cores, sums in float32. It alone writes those rows.
+Two launches, no atomics. Vocabulary rows are dealt to K buckets, v to v mod K, so that neighbours in the alphabet and the
+common tokens at the head of a vocabulary do not meet in one.
+1. One program a block of B tokens (256) sorts it by bucket: a token's rank is how many of its block come before it, counted by
+   comparing all pairs. It writes the places in that order, and where each bucket begins: starts [M, K + 1, R / B]. Other
+   programs of the launch sum grad_position.
+2. One program a bucket and block of columns walks through its stretches of all blocks, in order, as if they were one: grad's
+   rows, multiplied by the 0/1 matrix that says to which of the bucket's rows each belongs, on tensor cores, sums in float32.
+   It alone writes those rows. float32 is multiplied as it stands ("ieee", see `dot_mode`), not as three products of which
+   2^-22 is lost: the matrix has 16 rows only, and so the gradient of a token that occurs once is grad's row to the bit.
 A non-finite gradient of one token may thus reach other tokens of the same member, never another member.
 
 Bytes at least, of an item size s and R = B T: forward s R d 2 (+ position, from the cache) + 8 R; backward s R d (twice with
-position) + 4 V d written, or with `accumulate` 8 d for each distinct token; 24 R of tokens and places. Launch 1 reads 16 K R
-bytes of tokens, from the cache (K = 16 at V = 256, 512 at V = 50257: 4 and 134 MB at R = 16384), where a sort of the tokens would
-take ten launches and more; a grad row is read once either way.
+position) + 4 V d written, or with `accumulate` 8 d for each distinct token; 24 R of tokens and places, and (K + 1) R / 32 of
+starts. On sm_90 in 16 bits K is 128 at V = 8192; of a member with R = 16384 launch 1 then reads 0.3 MB of tokens, compares 6
+million pairs (R (B + K)) and writes 33 KB of starts. Where each bucket's program scanned all tokens twice, which is what this
+replaces, they read 34 MB (16 K R), made 4 million comparisons and a prefix sum of 2 million numbers: for 16 members half a
+gigabyte from the cache. At V = 50257 (K = 512) it is 13 million pairs against 134 MB.
 
 Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
 """
@@ -28,7 +33,6 @@ import triton.language as tl
 from torch import Tensor
 
 from pyscaling.kernels.launch import (
-    INTERPRETER_SIDE,
     cdiv,
     check,
     check_filled,
@@ -41,6 +45,7 @@ from pyscaling.kernels.launch import (
     rows_contiguous,
     target_of,
 )
+from pyscaling.kernels.tiles import choose
 
 MOST_BUCKETS = 512  # more would read more bytes of tokens than the gradient has; exceeded from V = 65537 only
 
@@ -70,40 +75,45 @@ def embedding_forward_kernel(
 
 
 @triton.jit
+def _buckets(tokens, row, n_row, length, vocab_size, sequence_stride, BUCKETS: tl.constexpr):
+    """Tokens of these rows and their buckets; BUCKETS, after all others, of a token outside the vocabulary or no row."""
+    p_token = tokens + (row // length).to(tl.int64) * sequence_stride + row % length
+    token = tl.load(p_token, mask=row < n_row, other=-1)
+    known = (token >= 0) & (token < vocab_size)
+    token = token.to(tl.int32)
+    return token, tl.where(known, token % BUCKETS, BUCKETS)
+
+
+@triton.jit
 def embedding_places_kernel(
-    tokens, places, bounds, grad, grad_position, n_row, length, vocab_size, context, token_stride, sequence_stride,
-    position_stride, BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    tokens, places, starts, grad, grad_position, n_row, length, vocab_size, context, token_stride, sequence_stride,
+    position_stride, BUCKETS: tl.constexpr, ALL_BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """places [M, R] int32: row * SLOTS + slot, bucket by bucket; bounds [M, BUCKETS, 2] int32: where each bucket's begin, end."""
+    """places [M, R] int32: row * SLOTS + slot, each block's bucket by bucket; starts [M, BUCKETS + 1, blocks] int32."""
     i_program, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     tokens += i_member * token_stride
-    if i_program < BUCKETS:
-        before = tl.zeros([BLOCK_T], tl.int32)
-        for start in range(0, n_row, BLOCK_T):
-            o_row = start + tl.arange(0, BLOCK_T)
-            p_token = tokens + (o_row // length).to(tl.int64) * sequence_stride + o_row % length
-            token = tl.load(p_token, mask=o_row < n_row, other=-1)
-            known = (token >= 0) & (token < vocab_size)
-            before += (known & (token.to(tl.int32) % BUCKETS < i_program)).to(tl.int32)
-        begin = tl.sum(before, axis=0)
-        end = begin
-        for start in range(0, n_row, BLOCK_T):
-            o_row = start + tl.arange(0, BLOCK_T)
-            p_token = tokens + (o_row // length).to(tl.int64) * sequence_stride + o_row % length
-            token = tl.load(p_token, mask=o_row < n_row, other=-1)
-            known = (token >= 0) & (token < vocab_size)
-            mine = known & (token.to(tl.int32) % BUCKETS == i_program)
-            rank = tl.cumsum(mine.to(tl.int32), axis=0)  # from 1
-            place = o_row * SLOTS + token.to(tl.int32) // BUCKETS
-            tl.store(places + i_member * n_row + end + rank - 1, place, mask=mine)
-            end += tl.sum(mine.to(tl.int32), axis=0)
-        p_bounds = bounds + (i_member * BUCKETS + i_program) * 2
-        tl.store(p_bounds, begin)
-        tl.store(p_bounds + 1, end)
+    n_block = tl.cdiv(n_row, BLOCK)
+    if i_program < n_block:
+        first = i_program * BLOCK
+        o = tl.arange(0, BLOCK)
+        token, bucket = _buckets(tokens, first + o, n_row, length, vocab_size, sequence_stride, BUCKETS)
+        key = bucket * BLOCK + o
+        rank = tl.zeros([BLOCK], tl.int32)
+        o_bucket = tl.arange(0, ALL_BUCKETS)
+        before = tl.zeros([ALL_BUCKETS], tl.int32)
+        for start in range(0, BLOCK, STEP):
+            o_step = start + tl.arange(0, STEP)
+            _, other = _buckets(tokens, first + o_step, n_row, length, vocab_size, sequence_stride, BUCKETS)
+            rank += tl.sum(((other * BLOCK + o_step)[None, :] < key[:, None]).to(tl.int32), axis=1)
+            before += tl.sum((other[None, :] < o_bucket[:, None]).to(tl.int32), axis=1)
+        place = (first + o) * SLOTS + token // BUCKETS
+        tl.store(places + i_member * n_row + first + rank, place, mask=bucket < BUCKETS)
+        p_start = starts + i_member * (BUCKETS + 1) * n_block + i_program
+        tl.store(p_start + o_bucket.to(tl.int64) * n_block, before, mask=o_bucket <= BUCKETS)
     else:
         n_column_block = tl.cdiv(D, COLUMNS)
-        i_tile = i_program - BUCKETS
+        i_tile = i_program - n_block
         o_time = i_tile // n_column_block * ROWS + tl.arange(0, ROWS)
         o_column = i_tile % n_column_block * COLUMNS + tl.arange(0, COLUMNS)
         m_column = (o_column < D)[None, :]
@@ -119,29 +129,41 @@ def embedding_places_kernel(
 
 @triton.jit
 def embedding_backward_kernel(
-    grad, places, bounds, grad_weight, n_row, vocab_size, weight_stride,
+    grad, places, starts, grad_weight, n_row, vocab_size, weight_stride,
     ACCUMULATE: tl.constexpr, DOT: tl.constexpr, BUCKETS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     i_bucket, i_member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = (o_column < D)[None, :]
     o_slot = tl.arange(0, SLOTS)
-    p_bounds = bounds + (i_member * BUCKETS + i_bucket) * 2
-    begin, end = tl.load(p_bounds), tl.load(p_bounds + 1)
+    n_block = tl.cdiv(n_row, BLOCK)
+    starts += (i_member * (BUCKETS + 1) + i_bucket) * n_block
     grad += i_member * n_row * D
     places += i_member * n_row
     total = tl.zeros([SLOTS, COLUMNS], tl.float32)
     count = tl.zeros([SLOTS], tl.int32)
-    for start in range(begin, end, ROWS):
-        o_place = start + tl.arange(0, ROWS)
-        place = tl.load(places + o_place, mask=o_place < end, other=-1)
-        p_grad = grad + (place // SLOTS)[:, None].to(tl.int64) * D + o_column[None, :]
-        b_grad = tl.load(p_grad, mask=(place >= 0)[:, None] & m_column, other=0.0)  # [ROWS, COLUMNS]
-        belongs = (o_slot[:, None] == (place % SLOTS)[None, :]) & (place >= 0)[None, :]  # [SLOTS, ROWS]
-        total = dot(belongs.to(tl.float32).to(b_grad.dtype), b_grad, total, DOT)
-        if ACCUMULATE:
-            count += tl.sum(belongs.to(tl.int32), axis=1)
+    for first in range(0, n_block, BLOCKS):
+        o_block = first + tl.arange(0, BLOCKS)
+        begin = tl.load(starts + o_block, mask=o_block < n_block, other=0)
+        stop = tl.load(starts + n_block + o_block, mask=o_block < n_block, other=0)
+        end = tl.cumsum(stop - begin, axis=0)  # of each block's stretch, if they lay one after another
+        gap = BLOCK - stop + tl.load(starts + o_block + 1, mask=o_block + 1 < n_block, other=0)  # to the next in places
+        p_first = places + first * BLOCK + tl.load(starts + first)
+        n_place = tl.sum(stop - begin, axis=0)
+        for start in range(0, n_place, ROWS):
+            o_place = start + tl.arange(0, ROWS)
+            gaps = tl.sum(
+                tl.where(end[None, :] <= o_place[:, None], gap[None, :], 0), axis=1
+            )  # [ROWS] of [ROWS, BLOCKS]
+            p_place = p_first + o_place + gaps
+            place = tl.load(p_place, mask=o_place < n_place, other=-1)
+            p_grad = grad + (place // SLOTS)[:, None].to(tl.int64) * D + o_column[None, :]
+            b_grad = tl.load(p_grad, mask=(place >= 0)[:, None] & m_column, other=0.0)  # [ROWS, COLUMNS]
+            belongs = (o_slot[:, None] == (place % SLOTS)[None, :]) & (place >= 0)[None, :]  # [SLOTS, ROWS]
+            total = dot(belongs.to(tl.float32).to(b_grad.dtype), b_grad, total, DOT)
+            if ACCUMULATE:
+                count += tl.sum(belongs.to(tl.int32), axis=1)
     o_vocab = i_bucket + BUCKETS * o_slot
     m_slot = o_vocab < vocab_size
     if ACCUMULATE:
@@ -158,8 +180,9 @@ def embedding_forward(tokens: Tensor, weight: Tensor, position: Tensor | None = 
     (n_member, n_sequence, length), (_, vocab_size, d) = tokens.shape, weight.shape
     n_row = n_sequence * length
     out = torch.empty(n_member, n_row, d, dtype=weight.dtype, device=weight.device)
-    block = min(1024, triton.next_power_of_2(d))
-    rows = max(1, min(2048 // block, 64))  # 2048 numbers a program: 16 a thread, two loads of 16 bytes in 16 bits
+    numbers, most = choose("embedding forward", target_of(weight.device), weight.dtype, d)
+    block = min(most, triton.next_power_of_2(d))
+    rows = max(1, min(numbers // block, 64))
     launch(
         embedding_forward_kernel,
         (cdiv(n_row, rows), n_member, cdiv(d, block)),
@@ -196,54 +219,53 @@ def embedding_backward(
     if grad_weight is None:
         grad_weight = torch.empty(n_member, vocab_size, d, dtype=torch.float32, device=grad.device)
     full, target = grad.dtype == torch.float32, target_of(grad.device)
-    # A bucket holds 16 rows at least, for a dot takes no fewer, or 64, for the matrix instructions of sm_90 and sm_100 take no
-    # fewer, and 128 at most, for the registers.
-    least = (
-        INTERPRETER_SIDE // 2 if target == "interpreter" else 64 if target in ("sm_90", "sm_100") and not full else 16
-    )
-    slots = min(128, max(least, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))
+    (least,) = choose("embedding bucket", target, grad.dtype, d)
+    slots = min(
+        128, max(least, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS)))
+    )  # 128 at most, for the registers
     buckets = triton.next_power_of_2(cdiv(vocab_size, slots))
     if n_row * slots >= 2**31:
         raise ValueError(f"tokens must hold fewer than {2**31 // slots} tokens a member, got {n_row}; split the batch.")
     places = torch.empty(n_member, n_row, dtype=torch.int32, device=grad.device)
-    bounds = torch.empty(n_member, buckets, 2, dtype=torch.int32, device=grad.device)
+    block, step, blocks, rows, most, num_warps = choose("embedding places", target, grad.dtype, d)
+    n_block, columns = cdiv(n_row, block), min(most, triton.next_power_of_2(d))
+    starts = torch.empty(n_member, buckets + 1, n_block, dtype=torch.int32, device=grad.device)
     context = grad_position.shape[1] if grad_position is not None else 0
-    rows, columns = (
-        16,
-        min(128, triton.next_power_of_2(d)),
-    )  # a load of 8 or 16 bytes for each of the 512 threads that scan tokens
     launch(
         embedding_places_kernel,
-        (buckets + cdiv(context, rows) * cdiv(d, columns), n_member),
-        tokens, places, bounds, grad, grad_position if grad_position is not None else grad,
+        (n_block + cdiv(context, rows) * cdiv(d, columns), n_member),
+        tokens, places, starts, grad, grad_position if grad_position is not None else grad,
         n_row, length, vocab_size, context, tokens.stride(0), tokens.stride(1),
         grad_position.stride(0) if grad_position is not None else 0,
         reads=[tokens, tokens, grad if grad_position is not None else None],
-        writes=[places, bounds, grad_position],
+        writes=[places, starts, grad_position],
         BUCKETS=buckets,
+        ALL_BUCKETS=triton.next_power_of_2(buckets + 1),
         SLOTS=slots,
         D=d,
-        BLOCK_T=min(4096, max(16, triton.next_power_of_2(n_row))),  # few trips: each waits for the cache
+        BLOCK=block,
+        STEP=step,
         ROWS=rows,
         COLUMNS=columns,
-        num_warps=8 if target.startswith("gfx") else 16,  # 8 tokens a thread; 16 would spill
+        num_warps=num_warps,
     )  # fmt: skip
-    # In 16 bits columns of 128 bytes and at most 32 sums a thread; float32 has no tensor cores: 16 sums, short steps.
-    columns = min(32 if full else 64, max(16, triton.next_power_of_2(d)))
-    num_warps, amd = 8 if slots >= 64 else 4, target.startswith("gfx")
+    rows, most, num_warps = choose("embedding backward", target, grad.dtype, slots)
+    columns = min(most, max(16, triton.next_power_of_2(d)))
     launch(
         embedding_backward_kernel,
         (buckets, n_member, cdiv(d, columns)),
-        grad, places, bounds, grad_weight, n_row, vocab_size, grad_weight.stride(0),
-        reads=[grad, places, bounds, grad if accumulate else None],  # at most a row of grad_weight for each of grad
+        grad, places, starts, grad_weight, n_row, vocab_size, grad_weight.stride(0),
+        reads=[grad, places, starts, grad if accumulate else None],  # at most a row of grad_weight for each of grad
         writes=[grad if accumulate else grad_weight],
         flops=2 * n_member * slots * n_row * d,
         ACCUMULATE=accumulate,
-        DOT=dot_mode(grad.dtype, target),
+        DOT="ieee" if full else dot_mode(grad.dtype, target),
         BUCKETS=buckets,
         SLOTS=slots,
         D=d,
-        ROWS=64 if not full else 8 * num_warps if amd else 16,  # waves of 64 need as many for loads of 16 bytes
+        BLOCK=block,
+        BLOCKS=blocks,
+        ROWS=rows,
         COLUMNS=columns,
         num_warps=num_warps,
     )  # fmt: skip

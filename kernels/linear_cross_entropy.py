@@ -8,6 +8,7 @@ x [M, R, d], W [M, d, V] (or the transposed view of a tied embedding [M, V, d]),
 Forward, one launch: a program takes BLOCK_R rows of one member and walks the vocabulary in blocks of BLOCK_V, keeping
 the running maximum, sum of exponentials and logit of the target (online softmax, Milakov & Gimelshein 2018). Where rows
 are too few to fill the device, the vocabulary is split over programs, and a second launch combines their 3 floats a row.
+So that tensor cores do not wait for exponentials, two programs share a multiprocessor, or one takes blocks in pairs.
 
 Backward where d fits one accumulator (`backward_blocks`: 512 columns in 16 bits, 256 in float32), one launch: both gradients
 have the form of attention's backward. With one side *staying* in a program and the other side *looping* past it, in blocks:
@@ -29,6 +30,9 @@ V >= R, x (2 n) + W (2) + grad_W + grad_x in float32 (2 n - 2) and in its own dt
 would move 4 R V M bytes forward (written, read) and 6 to 8 more backward.
 
 lse is kept in float32, so backward p has a relative error of eps |lse| at most: at logits of 1000 a p of 1 is good to 6e-5.
+Exponentials are of base 2, in one instruction where tl.exp takes four. Backward log2(e) is multiplied and lse subtracted by one
+more (a fused multiply-add, exact but for its result); what lse log2(e) itself loses to rounding is a factor of its row.
+Forward the largest logit is subtracted first, for there is a loss to lose.
 
 Every element of every output and of every scratch has one writer in a launch; there are no atomics, so two runs give the same
 bits. How a loop is split and cut depends on R, d and V but not on M: neither how many members run beside a member nor
@@ -37,7 +41,7 @@ shared memory from compiling.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -60,8 +64,10 @@ from pyscaling.kernels.launch import (
     target_of,
 )
 from pyscaling.kernels.linear import matmul_tile, tiles_for
+from pyscaling.kernels.tiles import choose
 
 IGNORED = tl.constexpr(-100)
+LOG2E = tl.constexpr(math.log2(math.e))
 # Numbers of one member's stored dlogits: the fewer chunks, the less traffic of partial sums. 192 MiB in 16 bits, 384 in
 # float32, beside some GB of weights and moments of such a member. Not of all members together, or the chunks, and with them a
 # member's last bits, would depend on how many there are.
@@ -70,13 +76,32 @@ CHUNK_STEP = 128  # of its length, a multiple of any tile's side
 
 
 @triton.jit
-def _tile(pointer, n_start, n_end, stride_n, k_start, k_end, stride_k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Part of a matrix [n_end, k_end] at (n_start, k_start), zero outside of it: [BLOCK_N, BLOCK_K]."""
+def _tile(
+    pointer, n_start, n_end, stride_n, k_start, k_end, stride_k, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FULL_N: tl.constexpr = False, FULL_K: tl.constexpr = False,
+):  # fmt: skip
+    """Part of a matrix [n_end, k_end] at (n_start, k_start), zero outside of it: [BLOCK_N, BLOCK_K].
+
+    FULL_N, FULL_K: along this side no tile is cut, which saves the compiler a mask and its registers.
+    """
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     pointer += tl.cast(n_start, tl.int64) * stride_n + tl.cast(k_start, tl.int64) * stride_k
-    inside = (n_start + n < n_end)[:, None] & (k_start + k < k_end)[None, :]
-    return tl.load(pointer + n[:, None] * stride_n + k[None, :] * stride_k, mask=inside, other=0.0)
+    elements = pointer + n[:, None] * stride_n + k[None, :] * stride_k
+    if FULL_N and FULL_K:
+        return tl.load(elements)
+    elif FULL_K:
+        return tl.load(elements, mask=(n_start + n < n_end)[:, None], other=0.0)
+    elif FULL_N:
+        return tl.load(elements, mask=(k_start + k < k_end)[None, :], other=0.0)
+    else:
+        return tl.load(elements, mask=(n_start + n < n_end)[:, None] & (k_start + k < k_end)[None, :], other=0.0)
+
+
+@triton.jit
+def _exp(x):
+    """e^x, and 0 below 2^-126: tl.exp spends three instructions more of NVIDIA's on numbers as small."""
+    return tl.exp2(x * LOG2E)
 
 
 @triton.jit
@@ -91,50 +116,82 @@ def _loss(top, total, target_logit, target, vocab, z_loss):
 
 
 @triton.jit
+def _add_logits(
+    top, total, target_logit, logits, v_start, column_of_target, vocab, FULL: tl.constexpr, BLOCK_V: tl.constexpr
+):  # fmt: skip
+    """A block of logits more: the largest, the sum of exp(logit - top) and the target's so far, each [BLOCK_R]."""
+    column = tl.arange(0, BLOCK_V)
+    if not FULL:
+        logits = tl.where((v_start + column < vocab)[None, :], logits, float("-inf"))
+    new_top = tl.maximum(top, tl.max(logits, 1))
+    pivot = tl.where(new_top == float("-inf"), 0.0, new_top)  # finite for a row of -inf so far: -inf + inf is NaN
+    total = total * _exp(top - pivot) + tl.sum(_exp(logits - pivot[:, None]), 1)
+    # the target is moved, not the columns: an index for each of them would take a register
+    is_target = column[None, :] == (column_of_target - v_start)[:, None]
+    return new_top, total, target_logit + tl.sum(tl.where(is_target, logits, 0.0), 1)
+
+
+@triton.jit
 def _forward_kernel(
-    x, weight, targets, loss, lse, partial, n_member, n_row, d, vocab, weight_member, z_loss, SPLITS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, HELD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-    DOT: tl.constexpr,
+    x, weight, targets, loss, lse, partial, n_member, n_row, d, weight_member, z_loss, D: tl.constexpr, V: tl.constexpr,
+    SPLITS: tl.constexpr, TRANSPOSED: tl.constexpr, HELD: tl.constexpr, PAIRED: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     row_blocks = tl.cdiv(n_row, BLOCK_R)
     r_start = program % row_blocks * BLOCK_R
     split = program // row_blocks % SPLITS
     member = (program // row_blocks // SPLITS).to(tl.int64)
-    x += member * n_row * d
+    x += member * n_row * D
     weight += member * weight_member
-    stride_v = d if TRANSPOSED else 1
-    stride_d = 1 if TRANSPOSED else vocab
+    stride_v: tl.constexpr = D if TRANSPOSED else 1
+    stride_d: tl.constexpr = 1 if TRANSPOSED else V
+    STEP: tl.constexpr = 2 * BLOCK_V if PAIRED else BLOCK_V
+    FULL_V: tl.constexpr = V % STEP == 0
+    FULL_D: tl.constexpr = D % BLOCK_D == 0
 
     rows = r_start + tl.arange(0, BLOCK_R)
     target = tl.load(targets + member * n_row + rows, mask=rows < n_row, other=IGNORED)  # [BLOCK_R]
-    column_of_target = tl.where((target >= 0) & (target < vocab), target, -1).to(tl.int32)
+    column_of_target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
     top = tl.full([BLOCK_R], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     target_logit = tl.zeros([BLOCK_R], tl.float32)
     if HELD:
-        x_held = _tile(x, r_start, n_row, d, 0, d, 1, BLOCK_R, BLOCK_D)
-    span = tl.cdiv(tl.cdiv(vocab, BLOCK_V), SPLITS) * BLOCK_V
-    for v_start in range(split * span, tl.minimum(split * span + span, vocab), BLOCK_V):
+        x_held = _tile(x, r_start, n_row, D, 0, D, 1, BLOCK_R, BLOCK_D, False, FULL_D)
+    span = tl.cdiv(tl.cdiv(V, STEP), SPLITS) * STEP
+    if PAIRED:
+        # The second product of a pair is waited for only in the next step, after the first product there: it runs
+        # beside the exponentials of the two blocks before it.
+        earlier = tl.full([BLOCK_R, BLOCK_V], float("-inf"), tl.float32)
+        earlier_start = V  # where no target is
+    for v_start in range(split * span, tl.minimum(split * span + span, V), STEP):
         logits = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
         if HELD:
-            w = _tile(weight, v_start, vocab, stride_v, 0, d, stride_d, BLOCK_V, BLOCK_D)
+            w = _tile(weight, v_start, V, stride_v, 0, D, stride_d, BLOCK_V, BLOCK_D, FULL_V, FULL_D)
             logits = dot(x_held, tl.trans(w), logits, DOT=DOT)
         else:
-            for k_start in range(0, d, BLOCK_D):
-                x_block = _tile(x, r_start, n_row, d, k_start, d, 1, BLOCK_R, BLOCK_D)
-                w = _tile(weight, v_start, vocab, stride_v, k_start, d, stride_d, BLOCK_V, BLOCK_D)
+            for k_start in range(0, d, BLOCK_D):  # by D it would be unrolled, and spill
+                x_block = _tile(x, r_start, n_row, D, k_start, D, 1, BLOCK_R, BLOCK_D, False, FULL_D)
+                w = _tile(weight, v_start, V, stride_v, k_start, D, stride_d, BLOCK_V, BLOCK_D, FULL_V, FULL_D)
                 logits = dot(x_block, tl.trans(w), logits, DOT=DOT)
-        columns = v_start + tl.arange(0, BLOCK_V)
-        logits = tl.where((columns < vocab)[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        pivot = tl.where(new_top == float("-inf"), 0.0, new_top)  # finite for a row of -inf so far: -inf + inf is NaN
-        total = total * tl.exp(top - pivot) + tl.sum(tl.exp(logits - pivot[:, None]), 1)
-        top = new_top
-        target_logit += tl.sum(tl.where(columns[None, :] == column_of_target[:, None], logits, 0.0), 1)
+        if PAIRED:
+            w = _tile(weight, v_start + BLOCK_V, V, stride_v, 0, D, stride_d, BLOCK_V, BLOCK_D, FULL_V, FULL_D)
+            later = dot(x_held, tl.trans(w), tl.zeros([BLOCK_R, BLOCK_V], tl.float32), DOT=DOT)
+            top, total, target_logit = _add_logits(
+                top, total, target_logit, earlier, earlier_start, column_of_target, V, FULL_V, BLOCK_V
+            )
+            earlier = later
+            earlier_start = v_start + BLOCK_V
+        top, total, target_logit = _add_logits(
+            top, total, target_logit, logits, v_start, column_of_target, V, FULL_V, BLOCK_V
+        )
+    if PAIRED:
+        top, total, target_logit = _add_logits(
+            top, total, target_logit, earlier, earlier_start, column_of_target, V, FULL_V, BLOCK_V
+        )
     row = member * n_row + rows
     if SPLITS == 1:
-        row_loss, row_lse = _loss(top, total, target_logit, target, vocab, z_loss)
+        row_loss, row_lse = _loss(top, total, target_logit, target, V, z_loss)
         tl.store(loss + row, row_loss, mask=rows < n_row)
         tl.store(lse + row, row_lse, mask=rows < n_row)
     else:
@@ -161,7 +218,7 @@ def _combine_losses(
         target_logit += tl.load(partial + (2 * SPLITS + split) * stride + row, mask=inside, other=0.0)
         new_top = tl.maximum(top, top_here)
         pivot = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp(top - pivot) + total_here * tl.exp(top_here - pivot)
+        total = total * _exp(top - pivot) + total_here * _exp(top_here - pivot)
         top = new_top
     target = tl.load(targets + row, mask=inside, other=IGNORED)
     row_loss, row_lse = _loss(top, total, target_logit, target, vocab, z_loss)
@@ -171,14 +228,16 @@ def _combine_losses(
 
 @triton.jit
 def _rows(scale, targets, lse, r_start, r_end, vocab, z_loss, BLOCK: tl.constexpr):
-    """Of a block of rows: target (-1: none), lse, and in dlogits = a p - b onehot the factors a and b."""
+    """Of a block of rows: target (-1: none), and shift, a and b of dlogits = a 2^(logit log2(e) - shift) - b onehot."""
     rows = r_start + tl.arange(0, BLOCK)
     target = tl.load(targets + rows, mask=rows < r_end, other=IGNORED)
     lse = tl.load(lse + rows, mask=rows < r_end, other=0.0)
     b = tl.load(scale + rows, mask=rows < r_end, other=0.0)
     valid = (target >= 0) & (target < vocab)
     b = tl.where(target == IGNORED, 0.0, tl.where(valid, b, float("nan")))
-    return tl.where(valid, target, -1).to(tl.int32), lse, b * (1.0 + 2.0 * tl.cast(z_loss, tl.float32) * lse), b
+    shift = lse * LOG2E
+    a = b * (1.0 + 2.0 * tl.cast(z_loss, tl.float32) * lse) * tl.exp2(-tl.fma(lse, LOG2E, -shift))  # what rounding cost
+    return tl.where(valid, target, -1).to(tl.int32), shift, a, b
 
 
 @triton.jit
@@ -199,8 +258,9 @@ def _unit_of_rows(scale, targets, lse, r_begin, r_end, vocab, z_loss):
 
 @triton.jit
 def _gradient(
-    stay, n_stay, stay_n, stay_k, loop, n_loop, loop_n, loop_k, out, out_n, out_k, scale, targets, lse, d, vocab, z_loss,
-    tile, split, SPLITS: tl.constexpr, VOCAB_STAYS: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr,
+    stay, n_stay, stay_n: tl.constexpr, stay_k: tl.constexpr, loop, n_loop, loop_n: tl.constexpr, loop_k: tl.constexpr, out,
+    out_n: tl.constexpr, out_k: tl.constexpr, scale, targets, lse, d, z_loss, tile, split, D: tl.constexpr, V: tl.constexpr,
+    SPLITS: tl.constexpr, VOCAB_STAYS: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr, FULL_L: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Rows [BLOCK_S, d] of grad_x [R, d] or of grad_W^T [V, d] of a member, over one part of the loop."""
@@ -209,43 +269,49 @@ def _gradient(
     l_begin = split * span
     l_end = tl.minimum(l_begin + span, n_loop)
     float16: tl.constexpr = stay.dtype.element_ty == tl.float16
+    FULL_D: tl.constexpr = D % BLOCK_D == 0
+    FULL_G: tl.constexpr = D == BLOCK_G
     if VOCAB_STAYS:
         unit = 1.0
         if float16:
-            unit = _unit_of_rows(scale, targets, lse, l_begin, l_end, vocab, z_loss)
+            unit = _unit_of_rows(scale, targets, lse, l_begin, l_end, V, z_loss)
     else:
-        target, row_lse, a, b = _rows(scale, targets, lse, s_start, n_stay, vocab, z_loss, BLOCK_S)
+        target, shift, a, b = _rows(scale, targets, lse, s_start, n_stay, V, z_loss, BLOCK_S)
         if float16:
             unit = _unit(a, b)  # [BLOCK_S]
             a /= unit
             b /= unit
     if HELD:
-        held = _tile(stay, s_start, n_stay, stay_n, 0, d, stay_k, BLOCK_S, BLOCK_D)
+        held = _tile(stay, s_start, n_stay, stay_n, 0, D, stay_k, BLOCK_S, BLOCK_D, False, FULL_D)
     acc = tl.zeros([BLOCK_S, BLOCK_G], tl.float32)
     for l_start in range(l_begin, l_end, BLOCK_L):
         logits = tl.zeros([BLOCK_S, BLOCK_L], tl.float32)
         if HELD:
-            passing = _tile(loop, l_start, n_loop, loop_n, 0, d, loop_k, BLOCK_L, BLOCK_D)
+            passing = _tile(loop, l_start, n_loop, loop_n, 0, D, loop_k, BLOCK_L, BLOCK_D, FULL_L, FULL_D)
             logits = dot(held, tl.trans(passing), logits, DOT=DOT)
         else:
             for k_start in range(0, d, BLOCK_D):
-                stay_block = _tile(stay, s_start, n_stay, stay_n, k_start, d, stay_k, BLOCK_S, BLOCK_D)
-                loop_block = _tile(loop, l_start, n_loop, loop_n, k_start, d, loop_k, BLOCK_L, BLOCK_D)
+                stay_block = _tile(stay, s_start, n_stay, stay_n, k_start, D, stay_k, BLOCK_S, BLOCK_D, False, FULL_D)
+                loop_block = _tile(loop, l_start, n_loop, loop_n, k_start, D, loop_k, BLOCK_L, BLOCK_D, FULL_L, FULL_D)
                 logits = dot(stay_block, tl.trans(loop_block), logits, DOT=DOT)
-            passing = _tile(loop, l_start, n_loop, loop_n, 0, d, loop_k, BLOCK_L, BLOCK_G)
+            passing = _tile(loop, l_start, n_loop, loop_n, 0, D, loop_k, BLOCK_L, BLOCK_G, FULL_L, FULL_G)
+        # What is compared with the target is counted from the block's first: an index of its own for each column that
+        # passes would take a register.
         if VOCAB_STAYS:
-            target, row_lse, a, b = _rows(scale, targets, lse, l_start, l_end, vocab, z_loss, BLOCK_L)
+            target, shift, a, b = _rows(scale, targets, lse, l_start, l_end, V, z_loss, BLOCK_L)
             if float16:
                 a /= unit
                 b /= unit
-            column = s_start + tl.arange(0, BLOCK_S)
-            p = tl.exp(logits - row_lse[None, :])
-            dlogits = a[None, :] * p - tl.where(column[:, None] == target[None, :], b[None, :], 0.0)
+            p = tl.exp2(tl.fma(logits, LOG2E, -shift[None, :]))
+            is_target = tl.arange(0, BLOCK_S)[:, None] == (target - s_start)[None, :]
+            dlogits = a[None, :] * p - tl.where(is_target, b[None, :], 0.0)
         else:
-            column = l_start + tl.arange(0, BLOCK_L)
-            # columns past V have logit 0, which may be far above lse
-            p = tl.where((column < vocab)[None, :], tl.exp(logits - row_lse[:, None]), 0.0)
-            dlogits = a[:, None] * p - tl.where(column[None, :] == target[:, None], b[:, None], 0.0)
+            p = tl.exp2(tl.fma(logits, LOG2E, -shift[:, None]))
+            column = tl.arange(0, BLOCK_L)
+            if not FULL_L:  # columns past V have logit 0, which may be far above lse
+                p = tl.where((l_start + column < V)[None, :], p, 0.0)
+            is_target = column[None, :] == (target - l_start)[:, None]
+            dlogits = a[:, None] * p - tl.where(is_target, b[:, None], 0.0)
         acc = dot(dlogits.to(passing.dtype), passing, acc, DOT=DOT)
     if float16:
         acc *= unit if VOCAB_STAYS else unit[:, None]
@@ -253,7 +319,7 @@ def _gradient(
     g = tl.arange(0, BLOCK_G)
     out += tl.cast(s_start, tl.int64) * out_n
     out += s[:, None] * out_n + g[None, :] * out_k
-    inside = (s_start + s < n_stay)[:, None] & (g < d)[None, :]
+    inside = (s_start + s < n_stay)[:, None] & (g < D)[None, :]
     if ACCUMULATE:
         acc += tl.load(out, mask=inside, other=0.0).to(tl.float32)
     tl.store(out, acc.to(out.dtype.element_ty), mask=inside)
@@ -261,14 +327,15 @@ def _gradient(
 
 @triton.jit
 def _backward_kernel(
-    scale, x, weight, targets, lse, grad_x, grad_weight, n_member, n_row, d, vocab, weight_member, grad_member, z_loss,
-    SPLITS_X: tl.constexpr, SPLITS_W: tl.constexpr, X_FIRST: tl.constexpr, TRANSPOSED: tl.constexpr,
-    GRAD_TRANSPOSED: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, DOT: tl.constexpr,
+    scale, x, weight, targets, lse, grad_x, grad_weight, n_member, n_row, d, weight_member, grad_member, z_loss,
+    D: tl.constexpr, V: tl.constexpr, SPLITS_X: tl.constexpr, SPLITS_W: tl.constexpr, X_FIRST: tl.constexpr,
+    TRANSPOSED: tl.constexpr, GRAD_TRANSPOSED: tl.constexpr, ACCUMULATE: tl.constexpr, HELD: tl.constexpr,
+    FULL_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     x_tiles = tl.cdiv(n_row, BLOCK_S)
-    w_tiles = tl.cdiv(vocab, BLOCK_S)
+    w_tiles = tl.cdiv(V, BLOCK_S)
     if X_FIRST:
         in_x = program < n_member * x_tiles * SPLITS_X
         index = program if in_x else program - n_member * x_tiles * SPLITS_X
@@ -280,25 +347,24 @@ def _backward_kernel(
     part = (index // tiles).to(tl.int64)  # member + split * M, as partial sums [SPLITS, M, ...] lie
     member = part % n_member
     split = (part // n_member).to(tl.int32)
-    x += member * n_row * d
+    x += member * n_row * D
     weight += member * weight_member
     targets += member * n_row
     scale += member * n_row
     lse += member * n_row
-    weight_v = d if TRANSPOSED else 1
-    weight_d = 1 if TRANSPOSED else vocab
-    grad_v = d if GRAD_TRANSPOSED else 1
-    grad_d = 1 if GRAD_TRANSPOSED else vocab
+    weight_v: tl.constexpr = D if TRANSPOSED else 1
+    weight_d: tl.constexpr = 1 if TRANSPOSED else V
+    grad_v: tl.constexpr = D if GRAD_TRANSPOSED else 1
+    grad_d: tl.constexpr = 1 if GRAD_TRANSPOSED else V
     if in_x:
         _gradient(
-            x, n_row, d, 1, weight, vocab, weight_v, weight_d, grad_x + part * n_row * d, d, 1, scale, targets, lse, d,
-            vocab, z_loss, tile, split, SPLITS_X, False, False, HELD, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, DOT,
+            x, n_row, D, 1, weight, V, weight_v, weight_d, grad_x + part * n_row * D, D, 1, scale, targets, lse, d, z_loss, tile,
+            split, D, V, SPLITS_X, False, False, HELD, V % BLOCK_L == 0, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, DOT,
         )  # fmt: skip
     else:
         _gradient(
-            weight, vocab, weight_v, weight_d, x, n_row, d, 1, grad_weight + part * grad_member, grad_v, grad_d, scale,
-            targets, lse, d, vocab, z_loss, tile, split, SPLITS_W, True, ACCUMULATE, HELD, BLOCK_S, BLOCK_L,
-            BLOCK_D, BLOCK_G, DOT,
+            weight, V, weight_v, weight_d, x, n_row, D, 1, grad_weight + part * grad_member, grad_v, grad_d, scale, targets,
+            lse, d, z_loss, tile, split, D, V, SPLITS_W, True, ACCUMULATE, HELD, FULL_R, BLOCK_S, BLOCK_L, BLOCK_D, BLOCK_G, DOT,
         )  # fmt: skip
 
 
@@ -360,16 +426,16 @@ def _dlogits_kernel(
         x + member * row_member * d, d, 1, weight + member * weight_member, weight_d, weight_v, r_start, v_start, n_row,
         n_column, d, BLOCK_M, BLOCK_N, BLOCK_K, DOT,
     )  # fmt: skip
-    target, row_lse, a, b = _rows(scale, targets, lse, r_start, n_row, vocab, z_loss, BLOCK_M)
+    target, shift, a, b = _rows(scale, targets, lse, r_start, n_row, vocab, z_loss, BLOCK_M)
     if x.dtype.element_ty == tl.float16:
         unit = _unit_of_rows(scale, targets, lse, 0, n_row, vocab, z_loss)
         a /= unit
         b /= unit
         if tile == 0:
             tl.store(units + member, unit)
-    column = v_start + tl.arange(0, BLOCK_N)
-    one_hot = (v_first + column)[None, :] == target[:, None]
-    tile_of_dlogits = a[:, None] * tl.exp(logits - row_lse[:, None]) - tl.where(one_hot, b[:, None], 0.0)
+    is_target = tl.arange(0, BLOCK_N)[None, :] == (target - v_first - v_start)[:, None]
+    p = tl.exp2(tl.fma(logits, LOG2E, -shift[:, None]))
+    tile_of_dlogits = a[:, None] * p - tl.where(is_target, b[:, None], 0.0)
     _store(
         dlogits + member * dlogits_member, tile_of_dlogits, r_start, n_row, dlogits_row, v_start, n_column, 1, BLOCK_M, BLOCK_N
     )  # fmt: skip
@@ -437,63 +503,54 @@ def _products_kernel(
 
 
 class Blocks(NamedTuple):
-    """Rows (or vocabulary) that stay in a program and that loop; columns of d in a dot and in the accumulator."""
+    """Rows (or vocabulary) that stay in a program and that pass; the step along d of a product, 0 for all of it at once."""
 
     stay: int
     loop: int
-    d: int
-    group: int
-    held: bool  # the staying side is loaded once, whole, because d fits in one block
+    step: int
     warps: int
     stages: int
-    all_registers: bool = False  # see `launch`: without it a few bytes would spill
+    registers: int = 0  # a thread's at most, of NVIDIA's assembler; 0: as it sees fit
+    paired: bool = False  # forward: see `_forward_kernel`
+
+    @property
+    def least(self) -> int:
+        """Of the steps of a loop, for a program of its own: few where nothing is loaded for all of them."""
+        return 1 if self.step else 2 if self.paired else 4
+
+    def options(self, width: int) -> dict[str, Any]:
+        """What both kernels are launched with."""
+        return {
+            "HELD": self.step == 0, "BLOCK_D": self.step or width, "num_warps": self.warps, "num_stages": self.stages,
+        } | ({"maxnreg": self.registers} if self.registers else {})  # fmt: skip
 
 
-def forward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
-    """Chosen by compiling d 64 to 512 in both layouts of the weight for each target: none of those spills."""
-    width = max(16, triton.next_power_of_2(d))
+def width_of(d: int) -> int:
+    return max(16, triton.next_power_of_2(d))
+
+
+def forward_blocks(d: int, dtype: torch.dtype, target: str, *conditions: str) -> Blocks:
+    """Of `HEAD_ROWS` in kernels/tiles.py; conditions: see `_conditions`."""
     if target == "interpreter":
         side = INTERPRETER_SIDE
-        return Blocks(side, side, min(side, width), 0, width <= side, 4, 1)
-    if dtype == torch.float32 and target.startswith("gfx"):  # with eight warps a thread would load 8 bytes of a tile
-        return Blocks(64, 64, 16, 0, False, 4, 2)
-    if dtype == torch.float32:  # no tensor cores: a longer d, or a second stage, keeps too many operands in registers
-        return Blocks(64, 64, 16, 0, False, 8, 1, all_registers=True)
-    if target.startswith("gfx"):  # 64 KiB of LDS
-        return Blocks(128, 64, width, 0, True, 8, 2) if width <= 128 else Blocks(128, 128, 64, 0, False, 8, 2)
-    # traffic per FLOP falls with the 128 rows that stay, not with the block that passes, so that one may be short; without
-    # the matrix instructions of sm_90 and sm_100, operands lie in registers, too, and it must be shorter
-    short = target not in ("sm_90", "sm_100")
-    if width <= 256:
-        # so for the narrowest d: seldom does one divide by 16, and each element has an address and a mask of its own
-        return Blocks(128, 32 if short and width not in (64, 128) else 64, width, 0, True, 8, 2)
-    return Blocks(128, 64 if short else 128, 64, 0, False, 8, 3, all_registers=target == "sm_100")
+        return Blocks(side, side, 0 if width_of(d) <= side else side, 4, 1)
+    return Blocks(*choose("head forward", target, dtype, width_of(d), *conditions))
 
 
-def backward_blocks(d: int, dtype: torch.dtype, target: str) -> Blocks:
-    """Of the way without stored dlogits, for d <= group, the widest accumulator that does not spill: 128 registers a thread."""
-    width = max(16, triton.next_power_of_2(d))
+def backward_blocks(d: int, dtype: torch.dtype, target: str, *conditions: str) -> Blocks | None:
+    """Of the way without stored dlogits; None where d is too wide for it."""
     if target == "interpreter":
-        side = INTERPRETER_SIDE
-        return Blocks(side, side, min(side, width), min(2 * side, width), width <= side, 4, 1)
-    if dtype == torch.float32:  # up to 64 columns fit two programs, but for a few bytes
-        return Blocks(64, 32, 16, min(256, max(64, width)), False, 8, 2, all_registers=width <= 64)
-    if target.startswith("gfx"):  # held operands lie in registers there and leave room for 64 columns only
-        if width <= 64:
-            return Blocks(64, 32, width, width, True, 4, 2)
-        return Blocks(64, 32, 64, min(512, width), False, 8, 2)
-    if target in ("sm_90", "sm_100"):  # 64 rows are the least that their matrix instructions take
-        if width <= 256:
-            short = width > 128 or (
-                width <= 32 and target == "sm_100"
-            )  # a narrow d seldom divides by 16: many addresses
-            return Blocks(128, 32 if short else 64, width, width, True, 8, 2, all_registers=width <= 32 and short)
-        return Blocks(64, 32, 64, 512, False, 8, 2)
-    if width <= 256:
-        return Blocks(64, 64, width, width, True, 8, 2)
-    if width == 512:
-        return Blocks(32, 32, width, width, True, 8, 2)
-    return Blocks(32, 32, 64, 512, False, 8, 3)
+        side, width = INTERPRETER_SIDE, width_of(d)
+        return Blocks(side, side, 0 if width <= side else side, 4, 1) if width <= 2 * side else None
+    tiles = choose("head backward", target, dtype, width_of(d), *conditions)
+    return Blocks(*tiles) if tiles else None
+
+
+def _conditions(n_row: int, d: int, vocab: int, transposed: bool) -> tuple[str, ...]:
+    """What of `HEAD_ROWS` in kernels/tiles.py holds."""
+    uneven = d % 16 or (not transposed and vocab % 16)
+    ragged = d != width_of(d) or vocab % 64 or n_row % 64
+    return (*(("uneven",) if uneven else ()), *(("ragged",) if ragged else ()))
 
 
 def chunk_length(n_row: int, vocab: int) -> int:
@@ -503,14 +560,14 @@ def chunk_length(n_row: int, vocab: int) -> int:
     return cdiv(cdiv(longer, cdiv(longer, most)), CHUNK_STEP) * CHUNK_STEP  # chunks of about equal length
 
 
-def splits_for(programs: int, blocks: int, target: str) -> int:
+def splits_for(programs: int, blocks: int, target: str, least: int = 4) -> int:
     """In how many parts a loop over `blocks` is cut for a member that has `programs` of them.
 
     Its programs come near to an eighth of the multiprocessors: eight members fill the device. The number of members has no
-    say, or a member's last bits would depend on it. At least 4 blocks a part, or loading the staying side would outweigh
-    them. No part is empty.
+    say, or a member's last bits would depend on it. A part has `least` blocks, where loading the staying side would outweigh
+    fewer. No part is empty.
     """
-    splits = max(1, min(MULTIPROCESSORS.get(target, 8) // 8 // max(1, programs), blocks // 4))
+    splits = max(1, min(MULTIPROCESSORS.get(target, 8) // 8 // max(1, programs), blocks // least))
     return cdiv(blocks, cdiv(blocks, splits)) if blocks else 1
 
 
@@ -525,19 +582,18 @@ def linear_cross_entropy_forward(
     transposed = _check(x, weight, targets)
     (n_member, n_row, d), vocab = x.shape, weight.shape[2]
     target = target_of(x.device)
-    blocks = forward_blocks(d, x.dtype, target)
+    blocks = forward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed))
     programs = n_member * cdiv(n_row, blocks.stay)
-    splits = splits_for(programs // n_member, cdiv(vocab, blocks.loop), target)
+    splits = splits_for(programs // n_member, cdiv(vocab, blocks.loop * (1 + blocks.paired)), target, blocks.least)
     loss = torch.empty(n_member, n_row, dtype=torch.float32, device=x.device)
     lse = torch.empty_like(loss)
     partial = torch.empty(3, splits, n_member, n_row, dtype=torch.float32, device=x.device) if splits > 1 else loss
     written = [loss, lse] if splits == 1 else [partial]
     launch(
-        _forward_kernel, (programs * splits,), x, weight, targets, loss, lse, partial, n_member, n_row, d, vocab,
-        weight.stride(0), float(z_loss), reads=[x, weight, targets], writes=written, flops=2 * x.numel() * vocab,
-        num_warps=blocks.warps, num_stages=blocks.stages, all_registers=blocks.all_registers, SPLITS=splits,
-        TRANSPOSED=transposed, HELD=blocks.held, BLOCK_R=blocks.stay, BLOCK_V=blocks.loop, BLOCK_D=blocks.d,
-        DOT=dot_mode(x.dtype, target),
+        _forward_kernel, (programs * splits,), x, weight, targets, loss, lse, partial, n_member, n_row, d, weight.stride(0),
+        float(z_loss), reads=[x, weight, targets], writes=written, flops=2 * x.numel() * vocab, D=d, V=vocab,
+        SPLITS=splits, TRANSPOSED=transposed, PAIRED=blocks.paired, BLOCK_R=blocks.stay, BLOCK_V=blocks.loop,
+        DOT=dot_mode(x.dtype, target), **blocks.options(width_of(d)),
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -576,8 +632,8 @@ def linear_cross_entropy_backward(
     check("grad_weight", grad_weight, weight.shape, x, (torch.float32, weight.dtype))
     grad_transposed = _is_transposed("grad_weight", grad_weight)
     target = target_of(x.device)
-    blocks = backward_blocks(d, x.dtype, target)
-    if d > blocks.group:
+    blocks = backward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed))
+    if blocks is None:
         return _backward_in_chunks(scale, x, weight, targets, lse, z_loss, grad_weight, accumulate)
     x_programs = n_member * cdiv(n_row, blocks.stay)
     w_programs = n_member * cdiv(vocab, blocks.stay)
@@ -592,14 +648,13 @@ def linear_cross_entropy_backward(
         out_member = d * vocab
     launch(
         _backward_kernel, (x_programs * splits_x + w_programs * splits_w,), scale, x, weight, targets, lse, out_x, out_w,
-        n_member, n_row, d, vocab, weight.stride(0), out_member, float(z_loss), reads=[scale, x, weight, targets, lse]
+        n_member, n_row, d, weight.stride(0), out_member, float(z_loss), reads=[scale, x, weight, targets, lse]
         + ([grad_weight] if accumulate and splits_w == 1 else []), writes=[out_x, out_w],
-        flops=2 * x.numel() * vocab * 4, num_warps=blocks.warps, num_stages=blocks.stages,
-        all_registers=blocks.all_registers, SPLITS_X=splits_x, SPLITS_W=splits_w,
+        flops=2 * x.numel() * vocab * 4, D=d, V=vocab, SPLITS_X=splits_x, SPLITS_W=splits_w,
         X_FIRST=vocab > n_row,  # the longer loops first: short ones fill the end
         TRANSPOSED=transposed, GRAD_TRANSPOSED=grad_transposed, ACCUMULATE=accumulate and splits_w == 1,
-        HELD=blocks.held, BLOCK_S=blocks.stay, BLOCK_L=blocks.loop, BLOCK_D=blocks.d, BLOCK_G=blocks.group,
-        DOT=dot_mode(x.dtype, target),
+        FULL_R=n_row % blocks.loop == 0, BLOCK_S=blocks.stay, BLOCK_L=blocks.loop, BLOCK_G=width_of(d),
+        DOT=dot_mode(x.dtype, target), **blocks.options(width_of(d)),
     )  # fmt: skip
     split = [(splits_x, out_x, grad_x), (splits_w, out_w, grad_weight)]
     if splits_x > 1 or splits_w > 1:

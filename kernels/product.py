@@ -205,8 +205,8 @@ def weight_gradient_tile(
 ):  # fmt: skip
     """A tile of act(x)^T dout [d_in, d_out] over one part of the rows; those of the first rows also sum dout itself.
 
-    x, grad_out: as `product_tile` takes them. grad_weight, grad_bias: the gradients, or their parts; members lie weight_stride and
-    bias_stride apart in them, parts weight_split and bias_split.
+    x, grad_out: as `product_tile` takes them. grad_weight, grad_bias: the gradients, or their parts, in which members lie
+    weight_stride and bias_stride apart, parts weight_split and bias_split.
     """
     split, i_tile = i_tile % n_split, i_tile // n_split
     n_tile = tl.cdiv(d_out, BLOCK_N)

@@ -1,6 +1,7 @@
 """AdamW of a fleet in one go against torch's own in float64, and members that fail, are clipped, or have died before."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from pyscaling.kernels import adamw as kernels
 from pyscaling.kernels import reference
 
+DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 STATE = ("flat", "gradient", "exp_avg", "exp_avg_sq", "settings", "clock", "loss", "alive", "failed_step")
 
 
@@ -31,7 +33,11 @@ def fleet(n_member: int, n_parameter: int, seed: int = 0) -> dict[str, Tensor]:
     state["loss"] = torch.ones(n_member)
     state["alive"] = torch.ones(n_member, dtype=torch.bool)
     state["failed_step"] = torch.full((n_member,), -1)
-    return state
+    return {name: tensor.to(DEVICE) for name, tensor in state.items()}
+
+
+def _moved(value):  # type: ignore[no-untyped-def]
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
 def copy(state: dict[str, Tensor], double: bool = False) -> dict[str, Tensor]:
@@ -40,7 +46,7 @@ def copy(state: dict[str, Tensor], double: bool = False) -> dict[str, Tensor]:
 
 def guarded(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The same arrays between rows of NaN, and those rows."""
-    stores = {n: torch.full((state[n].shape[0] + 2, state[n].shape[1]), torch.nan) for n in STATE[:4]}
+    stores = {n: torch.full((state[n].shape[0] + 2, state[n].shape[1]), torch.nan, device=DEVICE) for n in STATE[:4]}
     for name, store in stores.items():
         store[1:-1] = state[name]
     return state | {n: s[1:-1] for n, s in stores.items()}, [row for s in stores.values() for row in (s[0], s[-1])]
@@ -52,7 +58,7 @@ def test_one_step_in_float64(n_member: int, n_decayed: int) -> None:
     start = fleet(n_member, 5003)
     state, guards = guarded(copy(start))
     exact = copy(start, double=True)
-    cast = torch.full((n_member, 5003), torch.nan, dtype=torch.float16)
+    cast = torch.full((n_member, 5003), torch.nan, dtype=torch.float16, device=DEVICE)
     norm = kernels.adamw_step(**state, n_decayed=n_decayed, embedding_rate=3.0, cast=cast)
     exact_norm = reference.adamw_step(**exact, n_decayed=n_decayed, embedding_rate=3.0)
     torch.testing.assert_close(norm.double(), exact_norm, rtol=1e-6, atol=0)
@@ -70,7 +76,7 @@ def test_specification_is_torchs_adamw() -> None:
     state = fleet(3, 40)
     state["exp_avg"].zero_(), state["exp_avg_sq"].zero_()
     double, single = copy(state, double=True), copy(state)
-    gradients = torch.randn(10, 3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.randn(10, 3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(DEVICE)
     gradients[3] *= 100.0
     for step in range(10):
         factor = 1.0 - step / 10
@@ -132,7 +138,7 @@ def test_a_member_fails_alone(bad: float, where: str) -> None:
     if where == "gradient":
         state["gradient"][1, 2499] = bad
     before = copy(state)
-    casts = [torch.zeros(3, 2500, dtype=torch.bfloat16) for _ in range(2)]
+    casts = [torch.zeros(3, 2500, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
     kernels.adamw_step(**state, n_decayed=100, cast=casts[0])
     kernels.adamw_step(**healthy, n_decayed=100, cast=casts[1])
     assert state["alive"].tolist() == [True, False, True] and state["failed_step"].tolist() == [-1, 4, -1]
@@ -187,4 +193,4 @@ def test_operator() -> None:
 )
 def test_what_does_not_fit_is_named(change, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
-        kernels.adamw_step(**(fleet(2, 8) | {"n_decayed": 4} | change))
+        kernels.adamw_step(**(fleet(2, 8) | {"n_decayed": 4} | {n: _moved(value) for n, value in change.items()}))

@@ -1,14 +1,19 @@
 """Embeddings of a fleet against plain float64 indexing, and their gradient: exact sums, any vocabulary, one writer."""
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
+from pyscaling.kernels import launch as launching
 from pyscaling.kernels import reference
 
 kernels = importlib.import_module("pyscaling.kernels.embedding")
+DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 
 # (M, B, T, V, d, context): one of each; one bucket and several; d of several blocks; more rows than a step takes
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 3, 5, 40, 24, 8), (5, 1, 7, 3, 100, 7), (1, 2, 129, 100, 40, 150)]
@@ -20,12 +25,19 @@ def inputs(shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Ten
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, vocab_size, (n_member, n_sequence, length), generator=generator)
     sizes = (n_member, vocab_size, d), (n_member, context, d), (n_member, n_sequence * length, d)
-    return [tokens, *(torch.randn(*size, generator=generator).to(dtype) for size in sizes)]
+    return [tokens.to(DEVICE), *(torch.randn(*size, generator=generator).to(DEVICE, dtype) for size in sizes)]
 
 
 def exact_gradients(tokens: Tensor, weight: Tensor, position: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     leaves = [t.double().requires_grad_() for t in (weight, position)]
     return torch.autograd.grad(reference.embedding(tokens, *leaves).flatten(1, 2), leaves, grad.double())
+
+
+@contextmanager
+def recorded() -> Iterator[list[launching.Launch]]:
+    seen: list[launching.Launch] = []
+    with launching.replaced(launching, observers=[seen.append]):
+        yield seen
 
 
 @pytest.fixture
@@ -69,6 +81,26 @@ def test_one_token_everywhere() -> None:
     assert float((ours - truth).abs().max()) < 300 * 2.0**-24 * float(grad.abs().max()) and not ours[0, :49].any()
 
 
+def test_a_token_that_occurs_once_gets_its_gradient_to_the_bit() -> None:
+    tokens, _, _, grad = inputs((2, 1, 40, 40, 24, 40))
+    tokens = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(m)) for m in range(2)])[:, None]
+    ours = kernels.embedding_backward(grad, tokens.to(DEVICE), 40)
+    assert all(torch.equal(ours[m, tokens[m, 0].to(DEVICE)], grad[m]) for m in range(2))
+    with launching.compiled_for("sm_90"), recorded() as seen:
+        kernels.embedding_backward(grad.to("meta"), tokens.to("meta"), 40)
+    assert seen[-1].constants["DOT"] == "ieee"  # in three parts a card's tensor cores would lose bits
+
+
+def test_two_launches_sort_tokens_once() -> None:
+    """However many buckets there are: the first launch has a program for each 256 tokens, not for each bucket."""
+    grad, tokens = torch.empty(3, 4096, 64, device="meta"), torch.empty(3, 8, 512, device="meta", dtype=torch.int64)
+    with launching.compiled_for("sm_90"), recorded() as seen:
+        kernels.embedding_backward(grad.bfloat16(), tokens, 50257)
+    assert [record.grid for record in seen] == [(16, 3), (512, 3, 1)]
+    moved = seen[0].read_bytes + seen[0].write_bytes
+    assert moved == 3 * (20 * 4096 + 4 * 513 * 16)
+
+
 def test_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of more than the 16 rows that a dot takes at least."""
     monkeypatch.setattr(kernels, "MOST_BUCKETS", 8)
@@ -87,9 +119,10 @@ def test_more_tokens_than_a_program_reads_at_once() -> None:
 def test_gradient_adds_to_a_strided_row_and_touches_nothing_else(poisoned) -> None:  # type: ignore[no-untyped-def]
     """The tied head's gradient stands in the flat row already; tokens are the batch without its last column."""
     batch, weight, position, _ = inputs((2, 3, 6, 40, 24, 8))
-    tokens, grad = batch[:, :, :-1], torch.randn(2, 15, 24, generator=torch.Generator().manual_seed(1))
+    tokens = batch[:, :, :-1]
+    grad = torch.randn(2, 15, 24, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     size, extra = weight[0].numel(), position[0].numel()
-    flat = torch.full((2, size + extra + 10), torch.nan)
+    flat = torch.full((2, size + extra + 10), torch.nan, device=DEVICE)
     flat_weight = flat[:, 3 : 3 + size].view(2, 40, 24)
     flat_position = flat[:, 5 + size : 5 + size + extra].view(2, 8, 24)
     flat_weight.copy_(weight)
@@ -98,7 +131,7 @@ def test_gradient_adds_to_a_strided_row_and_touches_nothing_else(poisoned) -> No
     truth = exact_gradients(tokens, weight, position, grad)
     torch.testing.assert_close(flat_weight.double(), weight + truth[0])
     torch.testing.assert_close(flat_position.double(), truth[1])
-    unseen = torch.ones(2, 40, dtype=torch.bool).scatter_(1, tokens.flatten(1), False)
+    unseen = torch.ones(2, 40, dtype=torch.bool, device=DEVICE).scatter_(1, tokens.flatten(1), False)
     assert torch.equal(flat_weight[unseen], weight[unseen])
     # a table in a flat row is read where it stands
     assert torch.equal(kernels.embedding(tokens, flat_weight), kernels.embedding(tokens, flat_weight.clone()))
@@ -166,6 +199,7 @@ def test_operator() -> None:
 )
 def test_what_does_not_fit_is_named(change, message) -> None:  # type: ignore[no-untyped-def]
     arguments = {"tokens": torch.zeros(2, 3, 5).long(), "weight": torch.zeros(2, 9, 4)} | change
+    arguments = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in arguments.items()}
     with pytest.raises(ValueError, match=message):
         kernels.embedding(**arguments)
 

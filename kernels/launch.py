@@ -398,7 +398,9 @@ def dot_mode(dtype: torch.dtype, target: str) -> str:
     """How `dot` multiplies numbers of this dtype.
 
     "cast": as float32, since Triton's interpreter computes bfloat16 on its raw bits. "tf32x3": float32 as three products of
-    its upper and lower 11 bits on NVIDIA's tensor cores; what is left out is 2^-22 of a product. "ieee": as it stands.
+    its upper and lower 11 bits on NVIDIA's tensor cores, as it stands for "ieee". Emulated on normal numbers (tests/kernels/
+    test_launch.py), the error of a sum of K = 64 / 1,024 / 16,384 products, relative to the sum's size: "tf32x3" 1.2e-7 /
+    2.1e-7 / 7.2e-7, "ieee" 1.1e-7 / 1.4e-7 / 4.2e-7, TF32 alone 3e-4 throughout.
     """
     if INTERPRETED and dtype == torch.bfloat16:
         return "cast"

@@ -251,5 +251,40 @@ def test_check_names_what_does_not_fit() -> None:
             check("y", tensor, shape, x)  # type: ignore[arg-type]
 
 
+def _tf32(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to 11 significant bits, to nearest and ties away from zero, as cvt.rna.tf32.f32 does."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def _product(parts: list[tuple[torch.Tensor, torch.Tensor]], block: int = 32) -> torch.Tensor:
+    """The sum of products a b over blocks of K one after another, in float32, as `dot` within a kernel's loop."""
+    acc = torch.zeros(parts[0][0].shape[0], parts[0][1].shape[1])
+    for k in range(0, parts[0][0].shape[1], block):
+        for a, b in parts:
+            acc = acc + a[:, k : k + block] @ b[k : k + block]
+    return acc
+
+
+@pytest.mark.parametrize("K", [64, 256, 1024, 4096, 16384])
+def test_three_products_of_tf32_are_nearly_float32(K: int) -> None:
+    """Emulated, for no test here runs on tensor cores. Three products leave out 2^-22 of one and round three sums where
+    float32 rounds one, independently; TF32 alone rounds both factors to 11 bits, by at most 2^-11 each."""
+    generator = torch.Generator().manual_seed(K)
+    a, b = torch.randn(64, K, generator=generator), torch.randn(K, 64, generator=generator)
+    exact = a.double() @ b.double()
+    upper_a, upper_b = _tf32(a), _tf32(b)
+    lower_a, lower_b = _tf32(a - upper_a), _tf32(b - upper_b)
+
+    def error(product: torch.Tensor) -> float:
+        return float(((product.double() - exact).square().mean() / exact.square().mean()).sqrt())
+
+    single = error(_product([(a, b)]))
+    three = error(_product([(lower_a, upper_b), (upper_a, lower_b), (upper_a, upper_b)]))
+    one = error(_product([(upper_a, upper_b)]))
+    print(f"K {K}: float32 {single:.2e}, three products {three:.2e} ({three / single:.2f} times), TF32 {one:.2e}")
+    assert three < 2**-22 + 3**0.5 * single
+    assert 2e-4 < one < 2**-11
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()

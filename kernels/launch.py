@@ -255,9 +255,9 @@ class _Operator(torch.library.CustomOpDef):
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self._differentiated = type(f"{self._name}_function", (torch.autograd.Function,), members)
 
-    def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _unwatched(args):
-            return self._opoverload(*args)
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling() or options or not _unwatched(args):
+            return self._opoverload(*args, **options)
         if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)):
             return self._init_fn(*args)
         if self._differentiated is None:  # raises when it is differentiated
@@ -266,7 +266,7 @@ class _Operator(torch.library.CustomOpDef):
 
 
 def _unwatched(args: tuple[Any, ...]) -> bool:
-    """Whether these are plain tensors (and what is none) that no mode, transform or tracer of PyTorch's waits for."""
+    """Whether these are plain tensors (and what is none) that no mode, transform, tracer or profiler of PyTorch's waits for."""
     for a in args:
         if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not Parameter:
             return False
@@ -276,6 +276,7 @@ def _unwatched(args: tuple[Any, ...]) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch._C._is_tracing()
+        and not torch.autograd._profiler_enabled()
     )
 
 

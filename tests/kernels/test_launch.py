@@ -218,6 +218,9 @@ def test_an_operator_without_the_dispatcher() -> None:
     with _dispatched() as names:
         launch_test_square(x, 2.0)
     assert names == ["pyscaling::launch_test_square"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        launch_test_square(x, 2.0)
+    assert "pyscaling::launch_test_square" in {event.name for event in profile.events()}
     (through,) = torch.autograd.grad(launch_test_square._opoverload(x, 2.0).sum(), x)
     assert torch.equal(through, gradient)
 

@@ -19,6 +19,7 @@ from pyscaling.data import FleetBatches
 from pyscaling.kernels.launch import INTERPRETED
 from pyscaling.models.fused import FusedTransformer
 from pyscaling.training import Evaluation, FleetJob, loop
+from pyscaling.training import graph as graph_module
 from pyscaling.training.feed import Feed
 from pyscaling.training.graph import GraphedStep
 from pyscaling.training.noise_scale import measure_noise_scale
@@ -107,6 +108,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> set[int]:
             mode.calls.append(lambda: launched(self, *args, **kwargs))
 
     zeros = torch.zeros
+    monkeypatch.setattr(graph_module, "_WARM_UP", 1)  # of the interpreter's seconds
 
     def zeros_anywhere(*size: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         tensor = zeros(*size, **options)

@@ -9,7 +9,9 @@ timed, and the steps of all its runs counted; PYSCALING_BENCH_FULL=1 trains the 
 
 import os
 import resource
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyscaling.accounting import Shape
-from pyscaling.data import BatchOrder, load_corpus, tokenize_corpus
+from pyscaling.data import BatchOrder, FleetBatches, load_corpus, tokenize_corpus
 from pyscaling.kernels.reference import rotary
 from pyscaling.study import Study
 from pyscaling.study.executor import evaluation_windows
@@ -150,3 +152,40 @@ def test_default_grid_against_plain_pytorch(tmp_path: Path, benchmark) -> None:
         assert loss == pytest.approx(achieved, rel=0.02)  # both sides train the same thing
     assert theirs / ours >= 2.5
     assert worker_gib < 1.5
+
+
+@pytest.mark.parametrize("context", [1024, 256])
+def test_assembling_a_batch(context: int) -> None:
+    """16 members x 32,768 tokens on the host, as first written (a start and a row of indices at a time) and as now; where
+    the tokens lie on a card only the starts are computed."""
+    tokens = np.random.default_rng(0).integers(0, 2**15, size=20_000_000).astype(np.uint16)
+    fleet = FleetBatches(tokens, context=context, batch_tokens=32768, seeds=range(16))
+    buffer = np.empty(fleet.shape, dtype=np.int64)
+    fleet.batch(0)  # makes the first epoch's order
+    epoch = [order._shift + context * order._permutation for order in fleet.orders]
+
+    def as_first_written(step: int) -> np.ndarray:
+        batches = []
+        for order, every_start in zip(fleet.orders, epoch, strict=True):
+            first = step * order.sequences
+            starts = [int(every_start[index % order.windows]) for index in range(first, first + order.sequences)]
+            batches.append(tokens[np.add.outer(starts, np.arange(context + 1))].astype(np.int64))
+        return np.stack(batches)
+
+    def milliseconds(run: Callable[[int], object]) -> float:
+        seconds = []
+        for step in range(1, 42):
+            started = time.thread_time()
+            run(step)
+            seconds.append(time.thread_time() - started)
+        return 1e3 * statistics.median(seconds)
+
+    assert np.array_equal(fleet.batch(0), as_first_written(0))
+    before, after = milliseconds(as_first_written), milliseconds(lambda step: fleet.batch(step, buffer))
+    starts = milliseconds(fleet.starts)
+    print(
+        f"\n16 x 32,768 tokens, context {context}: {before:.2f} ms as first written, {after:.2f} ms now ({before / after:.1f} "
+        f"times faster), {starts:.3f} ms for the starts alone"
+    )
+    assert before / after > 4
+    assert before / starts > 30

@@ -8,6 +8,7 @@ through the norm. No autograd, no host synchronisation: a step may be captured i
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from pyscaling.accounting import Shape
 from pyscaling.kernels.attention import attention_backward, attention_forward
 from pyscaling.kernels.embedding import embedding_backward, embedding_forward
-from pyscaling.kernels.launch import target_of
+from pyscaling.kernels.launch import float32_dots, target_of
 from pyscaling.kernels.layer_norm import (
     STRETCH,
     WIDEST_TILE,
@@ -58,6 +59,7 @@ class FusedTransformer(FleetTransformer):
 
     dtype: of activations and of the copy of the weights that products read; weights, their gradients and all sums
     are float32. `low` [M, P] is that copy (None for float32), which whoever changes `flat` must renew: `refresh`.
+    ieee: float32 is multiplied as it stands even where tensor cores would do it in three parts.
     """
 
     def __init__(
@@ -66,8 +68,11 @@ class FusedTransformer(FleetTransformer):
         seeds: Sequence[int],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        ieee: bool = False,
     ) -> None:
         super().__init__(shape, seeds, device)
+        self.ieee = ieee
         self.low = self.flat.to(dtype) if dtype != torch.float32 else None
         self._weights: dict[str, Tensor] = {}
         self._gradient_of: dict[str, Tensor] = {}
@@ -89,7 +94,8 @@ class FusedTransformer(FleetTransformer):
         kinds = ("gain", "bias") if self._norm_bias else ("gain",)
         places = [self._starts[f"{norm}_{kind}"] for norm in self._norms for kind in kinds]
         self._norm_places = torch.tensor(places, dtype=torch.int64, device=device)
-        self._mean: Tensor | None = None  # 1 / R for each token, kept while R stays
+        # 1 / R for each token, by [M, R]; all are kept, for a captured graph may read its own again at any time
+        self._means: dict[torch.Size, Tensor] = {}
 
     def refresh(self) -> None:
         """Renews the copy of the weights in the activations' dtype."""
@@ -98,18 +104,24 @@ class FusedTransformer(FleetTransformer):
 
     @torch.no_grad()
     def loss(self, tokens: Tensor) -> Tensor:
-        per_token, _, _ = self._forward(tokens)
+        with self._products():
+            per_token, _, _ = self._forward(tokens)
         return per_token.mean(1)
 
     @torch.no_grad()
     def loss_and_gradient(self, tokens: Tensor) -> Tensor:
-        per_token, lse, kept = self._forward(tokens, keep=True)
-        self._backward(tokens, lse, kept)
+        with self._products():
+            per_token, lse, kept = self._forward(tokens, keep=True)
+            self._backward(tokens, lse, kept)
         return per_token.mean(1)
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor) -> Tensor:
-        return self._hidden(tokens)[0]
+        with self._products():
+            return self._hidden(tokens)[0]
+
+    def _products(self) -> AbstractContextManager[None]:
+        return float32_dots("ieee") if self.ieee else nullcontext()
 
     def _head(self) -> Tensor:
         return self._weights["token_embedding"].mT if self.shape.tied else self._weights["head"]
@@ -219,10 +231,12 @@ class FusedTransformer(FleetTransformer):
         h, x, stats, blocks, targets = kept
         shape, w, of = self.shape, self._weights, self._gradient_of
         n_sequence = tokens.shape[1]
-        if self._mean is None or self._mean.shape != lse.shape:
-            self._mean = torch.full_like(lse, 1.0 / lse.shape[1])
+        if lse.shape not in self._means:
+            self._means[lse.shape] = torch.full_like(lse, 1.0 / lse.shape[1])
         head_gradient = of["token_embedding"].mT if shape.tied else of["head"]
-        grad, _ = linear_cross_entropy_backward(self._mean, h, self._head(), targets, lse, grad_weight=head_gradient)
+        grad, _ = linear_cross_entropy_backward(
+            self._means[lse.shape], h, self._head(), targets, lse, grad_weight=head_gradient
+        )
         parts = self._norm_parts(x)
         split, sums = self._split_sums(blocks)
         grad, *_ = layer_norm_backward(grad, x, w["final_norm_gain"], stats, parts=parts[-1])

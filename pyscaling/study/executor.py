@@ -152,8 +152,7 @@ def _worker(pipe: Connection, number: int) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    gpus = torch.cuda.device_count()
-    device = f"cuda:{number % gpus}" if gpus else "cpu"
+    device = _device(number)
     while (item := pipe.recv()) is not None:
         try:
             _train(item, pipe, device)
@@ -163,6 +162,17 @@ def _worker(pipe: Connection, number: int) -> None:
             pipe.send(("error", {"message": str(error)}))
         except Exception:
             pipe.send(("error", {"message": f"fleet {item.job.fleet_id} failed:\n{traceback.format_exc()}"}))
+
+
+def _device(number: int) -> str:
+    """The device of a worker, from now on the current one: Triton starts kernels there, and graphs are captured there."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return "cpu"
+    torch.cuda.set_device(number % gpus)
+    return f"cuda:{number % gpus}"
 
 
 def _train(item: WorkItem, pipe: Connection, device: str) -> None:

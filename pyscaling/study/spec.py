@@ -26,6 +26,7 @@ from pyscaling import laws
 from pyscaling.accounting import Shape
 
 Backend = Literal["auto", "torch", "triton"]
+Precision = Literal["auto", "fp32", "ieee", "bf16"]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -138,7 +139,7 @@ class TrainingSpec(_Table):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     clip: PositiveFloat = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"  # "auto": bf16 where there is a GPU, else fp32; "ieee": fp32 without tensor cores
     backend: Backend = "auto"  # "auto": triton where there is a GPU
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pyscaling import __version__
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.runs import Runs
-from pyscaling.study.spec import AddedSpec, Backend, StudySpec, preset_text
+from pyscaling.study.spec import AddedSpec, Backend, Precision, StudySpec, preset_text
 from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
 
 # What may change between two calls on one folder.
@@ -84,8 +84,10 @@ class Study:
             items, rows, facts = plan_fleets(self.spec, self.folder)
             added_items, added_rows = plan_added(self.spec, self.folder)
             items += added_items
+            precision = self._precision(store)
+            items = [replace(item, job=replace(item.job, precision=precision)) for item in items]
             store.add_runs([*rows, *added_rows])
-            store.set_facts({"version": __version__, **facts})
+            store.set_facts({"version": __version__, "precision": precision, **facts})
             pending = store.pending_fleets()
             items = [item for item in items if item.job.fleet_id in pending]
             if backend is not None:
@@ -133,7 +135,26 @@ class Study:
 
     @staticmethod
     def _key(spec: StudySpec) -> str:
-        return spec_key(spec.model_dump_json(exclude=_NOT_OF_THE_RUNS))
+        # "auto" counts as the fp32 that was the default when folders' keys were first written; `_precision` tells them apart.
+        training = spec.training.model_copy(update={"precision": spec.training.precision.replace("auto", "fp32")})
+        return spec_key(spec.model_copy(update={"training": training}).model_dump_json(exclude=_NOT_OF_THE_RUNS))
+
+    def _precision(self, store: Store) -> Precision:
+        """What the folder's runs are trained in: as they began, whatever machine goes on with them."""
+        import torch
+
+        asked, known = self.spec.training.precision, store.facts()
+        if "precision" not in known:
+            if asked != "auto":
+                return asked
+            # a folder that was begun before this was written down was begun in fp32
+            return "bf16" if torch.cuda.is_available() and "version" not in known else "fp32"
+        if asked not in ("auto", known["precision"]):
+            raise StudyError(
+                f"study folder {self.folder} was begun with training.precision={known['precision']!r}, not {asked!r}; "
+                "choose another folder."
+            )
+        return known["precision"]  # type: ignore[return-value]  # one of them, as `run` wrote it
 
     def _adopt(self) -> None:
         file = self.folder / "study.toml"

@@ -11,7 +11,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from pyscaling.accounting import Shape
-from pyscaling.data.batches import BatchOrder
+from pyscaling.data.batches import FleetBatches
 from pyscaling.models.transformer import FleetTransformer
+from pyscaling.training.feed import Feed
 from pyscaling.training.graph import GraphedStep
 from pyscaling.training.noise_scale import measure_noise_scale
 from pyscaling.training.optimizer import FleetAdamW
@@ -30,6 +32,7 @@ from pyscaling.training.segments import branch_segments
 
 Emit = Callable[[str, dict[str, Any]], None]
 Backend = Literal["auto", "torch", "triton"]
+Precision = Literal["auto", "fp32", "ieee", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class FleetJob:
     one trunk between the budgets; "cosine" and "kaplan" depend on the horizon and take one budget only.
     decay_fraction: share of a budget spent on the decay ("wsd"). noise_batches: small batches in a measurement of
     the gradient noise scale at each budget, 0 for none. backend: "torch", "triton", or "auto", triton where there is a GPU.
+    precision of products: "bf16", "fp32" (kernels take three TF32 products for one on NVIDIA's cards, see `dot_mode`),
+    "ieee", float32 multiplied as it stands, or "auto", see `resolved`; weights and sums are float32 in all.
     """
 
     fleet_id: str
@@ -71,7 +76,7 @@ class FleetJob:
     embedding_rate: float = 1.0
     noise_batches: int = 8
     points_per_octave: int = 2
-    precision: str = "fp32"
+    precision: Precision = "auto"
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
@@ -95,6 +100,12 @@ class FleetJob:
     @property
     def total_steps(self) -> int:
         return sum(trunk + branch for trunk, branch, _ in self.segments)
+
+    def resolved(self, device_type: str) -> "FleetJob":
+        """The job with its precision decided: "auto" is bf16 on a GPU and fp32 elsewhere."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="bf16" if device_type == "cuda" else "fp32")
 
     def run_id(self, member: int, budget: int) -> str:
         return f"{self.trunk_ids[member]}-D{budget}"
@@ -133,8 +144,10 @@ def train_fleet(
     study's tables); a resumed job may repeat rows, always with the same values. It is called with "checkpoint" before a
     checkpoint is written, and must then return only when all rows before are stored. Raises CheckpointError.
     """
-    trainer = _Trainer(job, tokens, evaluations, emit, checkpoint, checkpoint_seconds, device)
-    trainer.run()
+    place = torch.device(device)
+    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():  # graphs are captured on the current one
+        trainer = _Trainer(job, tokens, evaluations, emit, checkpoint, checkpoint_seconds, place)
+        trainer.run()
 
 
 class _Trainer:
@@ -146,15 +159,14 @@ class _Trainer:
         emit: Emit,
         checkpoint: Path | None,
         checkpoint_seconds: float,
-        device: str,
+        device: torch.device,
     ) -> None:
+        self.device = device
+        job = job.resolved(self.device.type)
         self.job, self.emit, self.checkpoint, self.checkpoint_seconds = job, emit, checkpoint, checkpoint_seconds
         self.evaluations = evaluations
-        self.device = torch.device(device)
-        self.orders = [
-            BatchOrder(tokens, context=job.shape.context, batch_tokens=job.batch_tokens, seed=seed)
-            for seed in job.seeds
-        ]
+        self.batches = FleetBatches(tokens, context=job.shape.context, batch_tokens=job.batch_tokens, seeds=job.seeds)
+        self.feed = Feed(self.batches, self.device) if self.device.type == "cuda" else None
         self.model, optimizer = _model_and_optimizer(job, self.device)
         self.fused = optimizer is not FleetAdamW
         self.graph: GraphedStep | None = None
@@ -202,14 +214,22 @@ class _Trainer:
             self._beat(save=True)
 
     def _batch(self, step: int) -> Tensor:
-        return torch.from_numpy(np.stack([order.batch(step) for order in self.orders])).to(self.device)
+        if self.feed is None:
+            return torch.from_numpy(self.batches.batch(step))
+        self.feed.send(step)
+        return self.feed.batch()
+
+    def _graphed(self) -> GraphedStep | None:
+        """The step as graphs where they serve, from the first time that one is asked for."""
+        if self.graph is None and self.fused and self.feed is not None:
+            self.graph = GraphedStep(self.model, self.optimizer, self.feed)  # type: ignore[arg-type]  # both fused
+        return self.graph
 
     def _step(self, step: int, factor: float) -> tuple[Tensor, Tensor]:
+        graph = self._graphed()
+        if graph is not None:
+            return graph(step, factor)
         batch = self._batch(step)
-        if self.fused and self.device.type == "cuda":
-            if self.graph is None:
-                self.graph = GraphedStep(self.model, self.optimizer, batch)  # type: ignore[arg-type]  # both fused
-            return self.graph(batch, step, factor)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16" and not self.fused):
             loss = self.model.loss_and_gradient(batch)
         return loss, self.optimizer.step(loss, step, factor)
@@ -268,7 +288,14 @@ class _Trainer:
         job = self.job
         if not job.noise_batches:
             return
-        scale = measure_noise_scale(self.model, [self._batch(step + i) for i in range(job.noise_batches)])
+        graph = self._graphed()
+
+        def differentiate(i: int) -> Tensor:
+            if graph is not None:
+                return graph.gradient(step + i)
+            return self.model.loss_and_gradient(self._batch(step + i))
+
+        scale = measure_noise_scale(self.model, differentiate, job.noise_batches, job.batch_tokens)
         losses, _ = self._evaluate(self.evaluations[0], curve=True)
         for member, trunk_id in enumerate(job.trunk_ids):
             if self._alive(member):
@@ -411,7 +438,7 @@ def _model_and_optimizer(job: FleetJob, device: torch.device) -> tuple[FleetTran
     from pyscaling.training.optimizer import FusedAdamW
 
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
-    return FusedTransformer(job.shape, job.seeds, device, dtype), FusedAdamW
+    return FusedTransformer(job.shape, job.seeds, device, dtype, ieee=job.precision == "ieee"), FusedAdamW
 
 
 def _fingerprint(job: FleetJob) -> str:

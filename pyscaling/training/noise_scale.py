@@ -1,5 +1,6 @@
 """The gradient noise scale of McCandlish et al. 2018, from gradients at two batch sizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pyscaling.models.transformer import FleetTransformer
+
+_PART = 2**22  # weights whose doubles are in memory at a time: 64 MiB with their squares
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,27 @@ def noise_scale_from_norms(small_sq: np.ndarray, big_sq: np.ndarray, small: int,
     return NoiseScale(grad_sq, trace)
 
 
-def measure_noise_scale(model: FleetTransformer, batches: list[Tensor]) -> NoiseScale:
-    """Measures the noise scale on k batches [M, B, T + 1]: each is a small batch, all together the big one."""
-    tokens = batches[0][0, :, 1:].numel()
+def measure_noise_scale(
+    model: FleetTransformer, differentiate: Callable[[int], object], n_batch: int, tokens: int
+) -> NoiseScale:
+    """Measures the noise scale on n_batch batches: each is a small one of `tokens` tokens, all together the big one.
+
+    differentiate(i) leaves the gradient of batch i in `model.gradient`. Beside it one array of its size is held.
+    """
     total = torch.zeros_like(model.gradient)
     small_sq = torch.zeros(model.n_member, dtype=torch.float64, device=model.device)
-    for batch in batches:
-        model.loss_and_gradient(batch)
-        small_sq += model.gradient.double().square().sum(1) / len(batches)
-        total += model.gradient / len(batches)
-    big_sq = total.double().square().sum(1)
-    return noise_scale_from_norms(small_sq.cpu().numpy(), big_sq.cpu().numpy(), tokens, tokens * len(batches))
+    for i in range(n_batch):
+        differentiate(i)
+        small_sq += _squared_norms(model.gradient) / n_batch
+        total.add_(model.gradient, alpha=1 / n_batch)
+    big_sq = _squared_norms(total)
+    return noise_scale_from_norms(small_sq.cpu().numpy(), big_sq.cpu().numpy(), tokens, tokens * n_batch)
+
+
+def _squared_norms(gradient: Tensor) -> Tensor:
+    """[M] in float64 of [M, P]; doubles are formed of a part of a member at a time, whoever else there is."""
+    sums = [
+        sum((part.double().square().sum() for part in member.split(_PART)), torch.zeros((), device=gradient.device))
+        for member in gradient
+    ]
+    return torch.stack(sums)

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyscaling.data import BatchOrder, BytesTokenizer, load_corpus, load_tokenizer, tokenize_corpus, train_bpe
+from pyscaling.data import (
+    BatchOrder,
+    BytesTokenizer,
+    FleetBatches,
+    load_corpus,
+    load_tokenizer,
+    tokenize_corpus,
+    train_bpe,
+)
 
 
 @pytest.fixture
@@ -109,3 +117,35 @@ def test_order_of_batches() -> None:
         BatchOrder(tokens[:20], context=8, batch_tokens=32, seed=0)
     with pytest.raises(ValueError, match="multiple of context=8, got 30"):
         BatchOrder(tokens, context=8, batch_tokens=30, seed=0)
+
+
+def _as_first_written(order: BatchOrder, step: int) -> np.ndarray:
+    """The order of batches as studies were begun with: index by index."""
+    starts = []
+    for index in range(step * order.sequences, (step + 1) * order.sequences):
+        epoch, place = divmod(index, order.windows)
+        generator = np.random.Generator(np.random.Philox(key=[order.seed, epoch]))
+        shift = generator.integers(order.context)
+        starts.append(shift + order.context * generator.permutation(order.windows)[place])
+    return order.tokens[np.add.outer(starts, np.arange(order.context + 1))].astype(np.int64)
+
+
+@pytest.mark.parametrize(("context", "batch_tokens"), [(8, 32), (8, 8), (50, 900), (1, 1), (3, 996)])
+def test_the_order_of_batches_stays_as_it_was(context: int, batch_tokens: int) -> None:
+    """Within an epoch, over its end, and where every batch holds an end."""
+    tokens = np.random.default_rng(0).integers(2**16, size=1000 + context).astype(np.uint16)
+    fleet = FleetBatches(tokens, context=context, batch_tokens=batch_tokens, seeds=(3, 4, 3))
+    for step in (0, 1, 2, 5, 31, 32, 33, 1000, 7):
+        expected = [_as_first_written(order, step) for order in fleet.orders]
+        assert np.array_equal(fleet.batch(step), expected)
+        assert np.array_equal(fleet.orders[1].batch(step), expected[1])
+        assert np.array_equal(fleet.tokens[fleet.starts(step)], np.asarray(expected)[:, :, 0])
+        out = np.zeros(fleet.shape, dtype=np.int32)
+        assert fleet.batch(step, out) is out and np.array_equal(out, expected)
+
+
+def test_the_order_of_batches_bit_by_bit() -> None:
+    """Written down when the first studies were made; whoever changes it orphans their checkpoints."""
+    order = BatchOrder(np.arange(1000, dtype=np.uint16), context=8, batch_tokens=32, seed=3)
+    assert order.batch(0)[:, 0].tolist() == [454, 486, 110, 462]
+    assert order.batch(30)[:, 0].tolist() == [518, 622, 534, 726]

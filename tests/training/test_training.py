@@ -1,7 +1,9 @@
 """Schedules, the optimiser, the noise scale, and a loop that branches and resumes to the same bits."""
 
 import contextlib
+import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from pyscaling.accounting import Shape
 from pyscaling.models import FleetTransformer
 from pyscaling.training import Evaluation, FleetJob, kaplan_learning_rate, rate_factor, train_fleet
+from pyscaling.training.loop import _fingerprint, _model_and_optimizer
 from pyscaling.training.noise_scale import noise_scale_from_norms
 from pyscaling.training.optimizer import FleetAdamW
 
@@ -162,3 +165,35 @@ def test_errors() -> None:
         job(budgets=(32,))
     with pytest.raises(ValueError, match="depends on the horizon"):
         job(schedule="cosine")
+
+
+def test_checkpoints_from_before_precision_was_auto_fit() -> None:
+    """The fingerprint as it was written when fp32 was the default; on a GPU a job is another one."""
+    plain = FleetJob("f", SHAPE, ("a", "b"), (0.01, 0.02), (0, 1), (640,), 32)
+    written = hashlib.sha256(_fingerprint(plain.resolved("cpu")).encode()).hexdigest()
+    assert written == "95845d0e43ce28012f40b588c9e328ac35bb1449e9568501fe0e8e4f592a930f"
+    assert (
+        plain.resolved("cuda").precision == "bf16"
+        and replace(plain, precision="ieee").resolved("cuda").precision == "ieee"
+    )
+
+
+def test_ieee_reaches_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches for sm_90 multiply float32 in three parts unless the job says otherwise; the setting is left as it was."""
+    pytest.importorskip("triton")
+    from pyscaling.kernels import launch as launching
+
+    for precision in ("fp32", "ieee"):
+        model, _ = _model_and_optimizer(job(precision=precision, backend="triton"), torch.device("meta"))
+        modes = set()
+        with launching.compiled_for("sm_90"):
+            launching.observers.append(lambda record: modes.add(record.constants.get("DOT")))  # noqa: B023 - called here
+            try:
+                tokens = torch.zeros(2, 4, 9, dtype=torch.int64, device="meta")
+                model.loss_and_gradient(tokens)
+                model.loss(tokens)
+                model.hidden(tokens[:, :, :-1])
+            finally:
+                launching.observers.pop()
+        assert modes - {None} == {"tf32x3" if precision == "fp32" else "ieee"}
+    assert launching.dot_mode(torch.float32, "sm_90") == "tf32x3"

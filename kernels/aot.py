@@ -111,8 +111,12 @@ class Row:
     dots: int = 0  # matrix products
     dots_16: int = 0  # of these with 16-bit operands
     tensor_cores: dict[str, int] = field(default_factory=dict)  # instruction -> times in the text
+    tiles: dict[str, int] = field(
+        default_factory=dict
+    )  # "64x256x16": of one such instruction, M x N x K -> times in the text
     loads: int = 0  # of global memory, in the text
     loads_16: int = 0  # of these at least 16 bytes a thread
+    loads_tma: int = 0  # of these a whole block by the tensor memory accelerator, from sm_90 on
     even: bool = False  # pointers, and sizes and strides of 16 or more, divide by 16: nothing forbids loads of 16 bytes
     warps: int = 0  # that fit: a multiprocessor's (NVIDIA) or a SIMD's (AMD)
     occupancy: float = 0.0
@@ -271,6 +275,9 @@ def _read(compiled: Any, job: _Job, log: str) -> dict[str, Any]:
     processor = PROCESSORS[job.target]
     tensor_cores = Counter(re.findall(r"\b(?:[HIOQ]MMA|HGMMA|UTC[A-Z]MMA)\b|\bv_s?mfma(?=_)", text))
     loads = re.findall(r"\b(?:LDG|LDGSTS|UTMALDG|UBLKCP)\b[.\w]*|\b(?:global|buffer|flat)_load_\w+", text)
+    # sm_100's shapes lie in a descriptor that the text does not show
+    tiles = re.findall(r"\bHGMMA\.(\d+x\d+x\d+)|\bHMMA\.(16816|1688)\b|\bv_s?mfma_\w+?_(\d+x\d+x\d+)", text)
+    named = {"16816": "16x8x16", "1688": "16x8x8"}
     warps, by = occupancy(found["registers"], metadata.shared, metadata.num_warps, job.target)
     return {
         **found,
@@ -280,8 +287,10 @@ def _read(compiled: Any, job: _Job, log: str) -> dict[str, Any]:
         "dots": len(re.findall(r"tt\.dot [^\n]*: tensor<", compiled.asm["ttir"])),
         "dots_16": len(re.findall(r"tt\.dot [^\n]*: tensor<[\dx]+x(?:bf16|f16)>", compiled.asm["ttir"])),
         "tensor_cores": dict(tensor_cores),
+        "tiles": dict(Counter(hgmma or named.get(hmma) or mfma for hgmma, hmma, mfma in tiles)),
         "loads": len(loads),
         "loads_16": sum(bool(re.search(wide, load)) for load in loads),
+        "loads_tma": sum(load.startswith("UTMALDG") for load in loads),
         "warps": warps,
         "occupancy": warps / (processor.warps * (4 if "cubin" in compiled.asm else 1)),
         "limited_by": by,
@@ -394,6 +403,8 @@ class Worst:
     shared_limit: int
     tensor_cores: tuple[str, ...]  # that each uses which has 16-bit products; if none is, of which each uses some
     each_uses_all: bool
+    tiles: tuple[str, ...]  # of those instructions in any, as M x N
+    by_tma: int  # how many load blocks by the tensor memory accelerator
     wide: float | None  # share of loads of 16 bytes, of those where nothing forbids them
     occupancy: float
     limited_by: str
@@ -424,11 +435,17 @@ def _worst(kernel: str, dtype: str, target: str, rows: list[Row]) -> Worst:
         shared_limit=PROCESSORS[target].shared_limit,
         tensor_cores=tuple(sorted(set.union(*cores) if mixed else set.intersection(*cores))),
         each_uses_all=not mixed,
+        tiles=tuple(sorted({tile.rpartition("x")[0] for row in sound for tile in row.tiles}, key=_by_size)),
+        by_tma=sum(row.loads_tma > 0 for row in sound),
         wide=min((row.loads_16 / row.loads for row in sound if row.even and row.loads), default=None),
         occupancy=lowest.occupancy if lowest else 0.0,
         limited_by=lowest.limited_by if lowest else "",
         errors=tuple(_summary(row.error) for row in rows if row.error),
     )
+
+
+def _by_size(tile: str) -> list[int]:
+    return [int(side) for side in tile.split("x")]
 
 
 def budget(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
@@ -483,14 +500,32 @@ def to_json(rows: Iterable[Row]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=1, default=str)
 
 
-def to_budget(rows: Iterable[Row]) -> str:
-    """JSON with one line for each kernel, target and dtype, so that a change reads well as a difference."""
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in budget(rows).items())
-    return f'{{\n "versions": {json.dumps(versions())},\n "kernels": {{\n{lines}\n }}\n}}\n'
+def budget_section() -> str:
+    """Which part of a budget is of what compiles here: the code is Triton's, whatever torch is beside it."""
+    return f"triton {triton.__version__}"
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """A page with a table for each file of kernels, one line for each kernel, dtype and target, and the problems found."""
+def to_budget(rows: Sequence[Row], before: str = "{}") -> str:
+    """JSON with a section for each version of Triton: its `problems`, and `kernels`, a line each, so that changes read well.
+
+    before: the budget so far, of which the other versions' sections stay.
+    """
+    sections = json.loads(before) | {budget_section(): {"problems": problems(rows), "kernels": budget(rows)}}
+    written = []
+    for name in sorted(sections, key=lambda name: [int(n) for n in re.findall(r"\d+", name)], reverse=True):
+        of = sections[name]
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in of["kernels"].items())
+        written.append(
+            f' {json.dumps(name)}: {{"problems": {json.dumps(of["problems"])}, "kernels": {{\n{lines}\n }}}}'
+        )
+    return "{\n" + ",\n".join(written) + "\n}\n"
+
+
+def to_markdown(rows: Sequence[Row], known: str = "{}") -> str:
+    """A page with a table for each file of kernels, one line for each kernel, dtype and target, and the problems found.
+
+    known: a budget, of whose other sections the problems are listed.
+    """
     found = problems(rows)
     n_target, names = len({row.target for row in rows}), {name for row in rows for name in row.cases}
     shapes: dict[Shape, dict[str, None]] = {}
@@ -500,6 +535,10 @@ def to_markdown(rows: Sequence[Row]) -> str:
     listed = [f"- {s}" if s in (TYPICAL, SMALL) else f"- {s} ({' and '.join(of)} only)" for s, of in shapes.items()]
     lines = [_PAGE.format(versions=versions(), n_row=len(rows), n_target=n_target, shapes="\n".join(listed))]
     lines += [f"- {problem}" for problem in found] or ["No problems found."]
+    for name, section in json.loads(known).items():
+        if name != budget_section():
+            lines.append(f"\nWith {name}:\n" if section["problems"] else f"\nWith {name}: no problems found.")
+            lines += [f"- {problem}" for problem in section["problems"]]
     header = (
         "kernel", "dtype", "target", "compiled", "registers", "spilled", "shared", "tensor cores", "16-byte loads",
         "occupancy",
@@ -517,8 +556,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
                 str(w.registers),
                 str(w.spilled_bytes),
                 f"{w.shared_bytes / _KiB:.0f} of {w.shared_limit // _KiB} KiB",
-                (", " if w.each_uses_all else " or ").join(w.tensor_cores) or "-",
-                "-" if w.wide is None else f"{w.wide:.0%}",
+                (", " if w.each_uses_all else " or ").join(w.tensor_cores) + f" {', '.join(w.tiles)}".rstrip() or "-",
+                ("-" if w.wide is None else f"{w.wide:.0%}") + (f", TMA in {w.by_tma}" if w.by_tma else ""),
                 f"{w.occupancy:.0%} ({w.limited_by})",
             ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -544,8 +583,10 @@ A line is the worst of one kernel, dtype and target over the shapes and options 
 - *registers*: of 32 bits a thread, at most 255 (AMD: 512). *spilled*: bytes a thread; must be 0.
 - *shared*: memory of one program, of the most it may have.
 - *tensor cores*: the instructions that each of them uses which multiplies 16-bit matrices, or of which each uses one or
-  another, by its shape; float32 is multiplied in full precision, for which NVIDIA's have none.
-- *16-byte loads*: the least share, of the loads of global memory in the text, where all sizes divide by 16.
+  another, by its shape; and M x N of one such instruction, where the text shows it. float32 is multiplied on NVIDIA as three
+  products of 11 bits (tf32x3), on AMD in full precision.
+- *16-byte loads*: the least share, of the loads of global memory in the text, where all sizes divide by 16; and how many load
+  whole blocks by the tensor memory accelerator (TMA).
 - *occupancy*: warps that fit on a multiprocessor (AMD: waves on a SIMD), of the most it holds, and what keeps more from
   fitting; whether a grid fills the device is another matter.
 """
@@ -742,7 +783,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="the tables, else printed, as docs/kernels.md holds them"
     )
-    parser.add_argument("--budget", type=Path, metavar="FILE", help="what tests/kernels/test_aot.py compares with")
+    parser.add_argument(
+        "--budget",
+        type=Path,
+        metavar="FILE",
+        help="what tests/kernels/test_aot.py compares with: the part of it that is of this version of Triton",
+    )
     options = parser.parse_args(arguments)
     if options.budget and (options.only or options.target):
         parser.error("--budget holds every kernel for every target; leave out --only and --target.")
@@ -761,12 +807,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = report(cases, options.target or TARGETS, progress=True)
     if options.json:
         options.json.write_text(to_json(rows))
+    known = options.budget.read_text() if options.budget and options.budget.exists() else "{}"
     if options.budget:
-        options.budget.write_text(to_budget(rows))
+        options.budget.write_text(to_budget(rows, known))
     if options.markdown:
-        options.markdown.write_text(to_markdown(rows))
+        options.markdown.write_text(to_markdown(rows, known))
     else:
-        print(to_markdown(rows))
+        print(to_markdown(rows, known))
     found = problems(rows)
     for problem in found:
         print(f"problem: {problem}", file=sys.stderr)

@@ -196,8 +196,17 @@ def _language_patched_once() -> Iterator[None]:
         patched.add(function.__module__)
         return patch(function)
 
-    with replaced(interpreter, _patch_lang=patch_once):
+    with replaced(interpreter, _patch_lang=patch_once, _patch_lang_tensor=_patch_tensor):
         yield
+
+
+_patch_tensor = interpreter._patch_lang_tensor
+if triton.__version__.startswith("3.6."):
+
+    def _patch_tensor(tensor: Any, scope: Any, patch: Callable[..., None] = interpreter._patch_lang_tensor) -> None:
+        """A loop's bound is an array [1] to Triton 3.6's interpreter, of which numpy 2.4 makes no int; 3.7 squeezes it."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
 
 @contextmanager

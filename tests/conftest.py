@@ -1,4 +1,4 @@
-"""What every test shares: one thread per process, a cache of its own, and where third-party data lies.
+"""What every test shares: one thread per process, a cache of its own, a device, and where third-party data lies.
 
 Hypothesis draws the same examples in every run, so that a failure belongs to the change that shows it;
 `pytest --hypothesis-profile=default` draws new ones.
@@ -16,15 +16,26 @@ except ModuleNotFoundError:
     torch = None  # fitting and planning need none
 else:
     torch.set_num_threads(1)
-    if not torch.cuda.is_available():  # before Triton is imported; small blocks, so that small tests visit several
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-        os.environ.setdefault("PYSCALING_INTERPRETER_SIDE", "32")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """PYSCALING_TEST_DEVICE is where tests of kernels make their tensors: cuda, or cpu for Triton's interpreter."""
+    if torch is None:
+        return
+    asked, card = config.getoption("--device"), torch.cuda.is_available()
+    if asked == "cuda" and not card:
+        raise pytest.UsageError("--device cuda needs a GPU that torch sees; without one leave it out.")
+    interpreter = asked == "cpu" or not card or (asked != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "0")
+    os.environ["PYSCALING_TEST_DEVICE"] = "cpu" if interpreter else "cuda"
+    if interpreter:  # before Triton is imported; small blocks, so that small tests visit several
+        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ.setdefault("PYSCALING_INTERPRETER_SIDE", "32")
 
 
 @pytest.fixture(scope="session", autouse=True)

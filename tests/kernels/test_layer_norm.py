@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyscaling.kernels import reference
 
 kernels = importlib.import_module("pyscaling.kernels.layer_norm")
+DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 
 # (M, R, d): single numbers, blocks not filled, several parts a member, two blocks of a wide row
 SHAPES = [(1, 5, 1), (2, 33, 24), (5, 7, 100), (1, 257, 64), (2, 2, 9000)]
@@ -20,7 +22,11 @@ def inputs(n_member: int, n_row: int, d: int, dtype: torch.dtype = torch.float32
     """x, residual, gain, bias, gradient of normed, gradient of the sum."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(n_member, n_row, d)] * 2 + [(n_member, d)] * 2 + [(n_member, n_row, d)] * 2
-    return [torch.randn(*size, generator=generator).to(dtype) for size in sizes]
+    return [torch.randn(*size, generator=generator).to(DEVICE, dtype) for size in sizes]
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape, device=DEVICE)
 
 
 def run(module, tensors: list[Tensor], rms: bool, residual: bool) -> list[Tensor]:
@@ -78,15 +84,15 @@ def test_bfloat16_within_its_rounding(rms: bool) -> None:
 def test_a_large_mean_leaves_the_variance(d: int) -> None:
     """Var of 1000 + N(0, 1) by mean(x^2) - mean(x)^2 would lose all its digits in float32."""
     x = inputs(1, 2, d)[0] + 1000.0
-    ours = kernels.layer_norm(x, torch.ones(1, d))
-    truth = reference.layer_norm(x.double(), torch.ones(1, d).double())
+    gain = torch.ones(1, d, device=DEVICE)
+    ours, truth = kernels.layer_norm(x, gain), reference.layer_norm(x.double(), gain.double())
     assert float((ours - truth).abs().max()) < 2 * 1000 * 2.0**-24 * 4
 
 
 def test_constant_and_tiny_rows() -> None:
-    x = torch.zeros(1, 3, 24)
+    x = zeros(1, 3, 24)
     x[0, 0], x[0, 1, 5] = 3.0, 1e-20
-    gain, bias = torch.ones(1, 24), torch.full((1, 24), 0.5)
+    gain, bias = zeros(1, 24) + 1, zeros(1, 24) + 0.5
     assert torch.equal(kernels.layer_norm(x, gain, bias)[0, 0], bias[0])
     assert kernels.layer_norm(x, gain, bias).isfinite().all() and kernels.rms_norm(x, gain).isfinite().all()
 
@@ -108,7 +114,7 @@ def test_a_member_never_sees_another(d: int, rms: bool) -> None:
 def test_weights_and_gradients_in_a_flat_row(d: int) -> None:
     """Strided members, float32 weights of 16-bit activations, gradients written in place and nothing beside them."""
     x, _, gain, bias, grad, add = inputs(2, 9, d)
-    flat, flat_gradient = torch.full((2, 2 * d + 7), torch.nan), torch.full((2, 2 * d + 7), torch.nan)
+    flat, flat_gradient = (torch.full((2, 2 * d + 7), torch.nan, device=DEVICE) for _ in range(2))
     flat[:, 3 : 3 + d], flat[:, 4 + d : 4 + 2 * d] = gain, bias
     views = [t[:, a : a + d] for t in (flat, flat_gradient) for a in (3, 4 + d)]
     normed, total, stats = kernels.layer_norm_forward(x.half(), *views[:2])
@@ -127,7 +133,7 @@ def test_weights_and_gradients_in_a_flat_row(d: int) -> None:
 def test_no_rows_and_a_single_model() -> None:
     normed, total, *gradients = run(kernels, inputs(2, 0, 24), False, True)
     assert normed.shape == total.shape == (2, 0, 24)
-    assert torch.equal(gradients[1], torch.zeros(2, 24)) and torch.equal(gradients[2], torch.zeros(2, 24))
+    assert torch.equal(gradients[1], zeros(2, 24)) and torch.equal(gradients[2], zeros(2, 24))
     x, r, gain, bias, *_ = inputs(1, 5, 24)
     fleet = kernels.layer_norm(x, gain, bias, r)
     single = kernels.layer_norm(x[0], gain[0], bias[0], r[0])
@@ -147,9 +153,9 @@ def test_compiled_in_one_graph() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 3, 4).long()}, "x must be float32, float16 or bfloat16, got int64"),
-        ({"x": torch.zeros(2, 3, 0)}, r"x is empty: \[2, 3, 0\]; it needs at least one column"),
-        ({"x": torch.zeros(0, 3, 4), "gain": torch.zeros(0, 4)}, "x is empty.* one member"),
+        ({"x": zeros(2, 3, 4).long()}, "x must be float32, float16 or bfloat16, got int64"),
+        ({"x": zeros(2, 3, 0)}, r"x is empty: \[2, 3, 0\]; it needs at least one column"),
+        ({"x": zeros(0, 3, 4), "gain": zeros(0, 4)}, "x is empty.* one member"),
         ({"x": [[0.0]]}, "x must be a tensor, got list"),
         ({"gain": None}, "gain must be a tensor, got NoneType"),
         ({"bias": 0.0}, "bias must be a tensor, got float"),
@@ -157,14 +163,14 @@ def test_compiled_in_one_graph() -> None:
         ({"eps": True}, "eps must be a number, got True"),
         ({"eps": float("inf")}, "eps must be at least 0 and finite, got inf"),
         ({"eps": float("nan")}, "eps must be at least 0 and finite, got nan"),
-        ({"gain": torch.zeros(1, 4)}, r"gain must have shape \[2, 4\], got \[1, 4\]"),
-        ({"bias": torch.zeros(2, 4).half()}, "bias must be float32, got float16"),
-        ({"residual": torch.zeros(2, 3, 5)}, r"residual must have shape \[2, 3, 4\], got \[2, 3, 5\]"),
+        ({"gain": zeros(1, 4)}, r"gain must have shape \[2, 4\], got \[1, 4\]"),
+        ({"bias": zeros(2, 4).half()}, "bias must be float32, got float16"),
+        ({"residual": zeros(2, 3, 5)}, r"residual must have shape \[2, 3, 4\], got \[2, 3, 5\]"),
         ({"eps": -1.0}, "eps must be at least 0 and finite, got -1.0"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message) -> None:  # type: ignore[no-untyped-def]
-    arguments = {"x": torch.zeros(2, 3, 4), "gain": torch.zeros(2, 4)} | change
+    arguments = {"x": zeros(2, 3, 4), "gain": zeros(2, 4)} | change
     with pytest.raises(ValueError, match=message):
         kernels.layer_norm(**arguments)
     if "bias" not in change:

@@ -1,6 +1,7 @@
 """The meter against costs worked out by hand, and every operation's declared bytes against those it really touches."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from pyscaling.kernels.launch import INTERPRETED, cdiv, launch, operator, target
 from pyscaling.kernels.meter import Meter, observed_bytes, roofline
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="bytes are observed in Triton's interpreter")
-devices = pytest.mark.parametrize("device", ["meta", "cpu"])
+devices = pytest.mark.parametrize("device", ["meta", "cpu"])  # a CPU's operations stand for those of CUDA
+launching = pytest.mark.parametrize("device", ["meta", os.environ.get("PYSCALING_TEST_DEVICE", "cpu")])
 
 
 @triton.jit
@@ -49,7 +51,7 @@ def zeros(*shape: int, device: str, dtype: torch.dtype = torch.float32, **option
 # ---- our kernels ----------------------------------------------------------------------------------------------------
 
 
-@devices
+@launching
 def test_our_launches_count_as_declared(device: str) -> None:
     x, table = zeros(37, device=device), zeros(8, device=device)
     assert cost(lambda: scale(x, table)) == (
@@ -60,7 +62,7 @@ def test_our_launches_count_as_declared(device: str) -> None:
     )  # the interpreter's copies are not counted
 
 
-@devices
+@launching
 def test_within_an_operator_torch_counts_once(device: str) -> None:
     x, table = zeros(37, device=device), zeros(8, device=device)
     with Meter() as metered:

@@ -1,22 +1,26 @@
 """The reference operations against plain float64 formulas, gradients included."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pyscaling.kernels import reference as ops
 
+DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
+
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 256, 300])  # blocks hold 256 rows
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_linear_cross_entropy(rows: int, scale: float) -> None:
     x, weight = (scale * random(2, rows, 8)).requires_grad_(), random(2, 8, 33, seed=1).requires_grad_()
-    targets = torch.randint(0, 33, (2, rows), generator=torch.Generator().manual_seed(2))
-    share = torch.tensor([1.0, -2.0])
+    targets = torch.randint(0, 33, (2, rows), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    share = torch.tensor([1.0, -2.0], device=DEVICE)
     loss = ops.linear_cross_entropy(x, weight, targets)
     grads = torch.autograd.grad((loss * share).sum(), (x, weight))
     x64, weight64 = (t.detach().double().requires_grad_() for t in (x, weight))
@@ -29,11 +33,14 @@ def test_linear_cross_entropy(rows: int, scale: float) -> None:
 
 def test_linear_cross_entropy_ties() -> None:
     """All logits equal: the loss is ln V and the gradient pushes the target against all others alike."""
-    x, weight = torch.ones(1, 4, 2, requires_grad=True), torch.zeros(1, 2, 10, requires_grad=True)
-    loss = ops.linear_cross_entropy(x, weight, torch.full((1, 4), 3))
+    x, weight = (
+        torch.full(size, value, device=DEVICE, requires_grad=True)
+        for size, value in (((1, 4, 2), 1.0), ((1, 2, 10), 0.0))
+    )
+    loss = ops.linear_cross_entropy(x, weight, torch.full((1, 4), 3, device=DEVICE))
     assert loss.item() == pytest.approx(2.302585093, rel=1e-6)
     (gradient,) = torch.autograd.grad(loss, weight)
-    expected = torch.full((1, 2, 10), 0.1)
+    expected = torch.full((1, 2, 10), 0.1, device=DEVICE)
     expected[:, :, 3] = -0.9
     torch.testing.assert_close(gradient, expected)
 
@@ -58,7 +65,7 @@ def test_norms_and_linear() -> None:
 
 
 def test_embedding_takes_each_members_rows() -> None:
-    table, tokens = random(2, 5, 3), torch.tensor([[0, 4], [4, 1]])
+    table, tokens = random(2, 5, 3), torch.tensor([[0, 4], [4, 1]], device=DEVICE)
     assert torch.equal(ops.embedding(tokens, table), torch.stack([table[0, [0, 4]], table[1, [4, 1]]]))
 
 
@@ -66,5 +73,5 @@ def test_attention_is_softmax_causal_or_not() -> None:
     q, k, v = (random(2, 3, 7, 4, seed=s).double() for s in range(3))
     score = q @ k.mT / 2.0
     torch.testing.assert_close(ops.attention(q, k, v), score.softmax(-1) @ v)
-    score = score.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
+    score = score.masked_fill(torch.ones(7, 7, dtype=torch.bool, device=DEVICE).triu(1), -torch.inf)
     torch.testing.assert_close(ops.attention(q, k, v, causal=True), score.softmax(-1) @ v)

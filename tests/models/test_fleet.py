@@ -1,5 +1,7 @@
 """A fleet gives each member the numbers that it would have alone, and those of a plain model."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyscaling.accounting import Shape, flops_per_token, parameter_count
 from pyscaling.models import FleetTransformer
 
+DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 GPT2 = Shape(16, 2, 2, context=12, vocab_size=40)
 RECIPE = Shape(
     16,
@@ -29,15 +32,16 @@ SHAPES = [GPT2, RECIPE, Shape(16, 1, 2, context=12, vocab_size=40, mlp="swiglu",
 
 def tokens(n_member: int, shape: Shape, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, shape.vocab_size, (n_member, 3, shape.context + 1), generator=generator)
+    return torch.randint(0, shape.vocab_size, (n_member, 3, shape.context + 1), generator=generator).to(DEVICE)
 
 
 def randomised(shape: Shape, seeds: list[int]) -> FleetTransformer:
     """A fleet whose zero-initialised weights are random too, each member's by its own seed."""
-    model = FleetTransformer(shape, seeds)
+    model = FleetTransformer(shape, seeds, DEVICE)
     with torch.no_grad():
         for member, seed in enumerate(seeds):
-            model.flat[member] += 0.1 * torch.randn(model.flat.shape[1], generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(model.flat.shape[1], generator=torch.Generator().manual_seed(seed))
+            model.flat[member] += 0.1 * noise.to(DEVICE)
     return model
 
 
@@ -76,7 +80,7 @@ def test_future_is_hidden(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_counts(shape: Shape) -> None:
-    fleet = FleetTransformer(shape, [0, 1])
+    fleet = FleetTransformer(shape, [0, 1], DEVICE)
     assert fleet.flat.shape[1] == parameter_count(shape, "total")
     batch = tokens(2, shape)[:, :, :-1]
     # the counter knows no rule for the CPU's flash attention; the plain formula is two matrix products
@@ -95,7 +99,7 @@ def plain_gpt2(weights: dict[str, torch.Tensor], ids: torch.Tensor, shape: Shape
         return (x - mean) / (var + 1e-5).sqrt() * p[f"{name}_gain"] + p[f"{name}_bias"]
 
     x = p["token_embedding"][ids] + p["position_embedding"][:length]
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    future = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
     for i in range(shape.n_layer):
         qkv = norm(x, f"{i}.attention_norm") @ p[f"{i}.qkv"] + p[f"{i}.qkv_bias"]
         heads = []

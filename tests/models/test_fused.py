@@ -1,6 +1,7 @@
 """The fused transformer is the plain one: losses, gradients, steps; in Triton's interpreter where there is no GPU."""
 
 import importlib
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pyscaling.kernels.launch import observers
 from pyscaling.models import fused as fused_module
 from pyscaling.models.fused import FusedTransformer
 from pyscaling.models.transformer import FleetTransformer
+from pyscaling.training.graph import GraphedStep
 from pyscaling.training.optimizer import FleetAdamW, FusedAdamW
 
 GPT2 = Shape(16, 2, 2, context=12, vocab_size=40)
@@ -20,7 +22,7 @@ RECIPE = Shape(
 )  # fmt: skip
 linear_module = importlib.import_module("pyscaling.kernels.linear")
 mlp_module = importlib.import_module("pyscaling.kernels.mlp")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 
 
 def batch(n_member: int, seed: int = 0, length: int = 12) -> torch.Tensor:
@@ -98,6 +100,29 @@ def test_neighbours_change_no_bit() -> None:
     alone = randomised(FusedTransformer(GPT2, [3], DEVICE))
     assert torch.equal(alone.loss_and_gradient(tokens[:1])[0], before[0])
     assert torch.equal(alone.gradient[0], before[1])
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only a card has CUDA graphs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [GPT2, RECIPE], ids=["gpt2", "recipe"])
+def test_a_graph_replays_what_launches_one_by_one_do(shape: Shape, dtype: torch.dtype) -> None:
+    """Bit by bit, over new batches, step numbers and factors; making the graph leaves weights and moments as they were."""
+    results = []
+    for graphed in (False, True):
+        model = randomised(FusedTransformer(shape, [0, 1], DEVICE, dtype))
+        optimizer = FusedAdamW(model, torch.tensor([0.01, 0.02]), embedding_rate=3.0)
+        graph = GraphedStep(model, optimizer, batch(2)) if graphed else None
+        made = []
+        for step, factor in enumerate((0.5, 1.0, 0.7)):
+            tokens = batch(2, seed=step)
+            if graph is None:
+                loss = model.loss_and_gradient(tokens)
+                norm = optimizer.step(loss, step, factor)
+            else:
+                loss, norm = graph(tokens, step, factor)
+            made += [loss.clone(), norm.clone(), model.gradient.clone()]
+        results.append([*made, *optimizer.state().values()])
+    assert all(torch.equal(ours, eager) for ours, eager in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

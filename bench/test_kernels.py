@@ -38,8 +38,8 @@ def least_bytes(shape: Shape, s: int) -> float:
         "mlp and norm": s * (R * U + 3 * R * d + R * d + mlp) + stats,
         "mlp backward, du": s * (R * d + 2 * R * U + F * d) + 4 * (F * d + d * biased),
         "mlp backward, dx and norm": s * (R * U + R * d + R * d + 2 * R * d + d * U) + stats + 4 * (d * U + U * biased),
-        "out backward": s * (3 * R * d + d * d) + 4 * out,
-        "attention backward": s * R * (8 * d) + 4 * R * shape.n_head,
+        "out backward and delta": s * (3 * R * d + d * d) + 4 * out + 4 * R * shape.n_head,
+        "attention backward": s * R * (7 * d) + 8 * R * shape.n_head,
         "qkv backward and norm": s * (3 * R * d + R * d + R * d + 2 * R * d + 3 * d * d) + stats + 4 * qkv,
     }
     learned, tied = shape.position == "learned", shape.tied

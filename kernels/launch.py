@@ -29,6 +29,7 @@ from torch.nn import Parameter
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, interpreter
 from triton.runtime.driver import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 # The side of a block in the interpreter, where a program costs milliseconds whatever its size; tests take 32, to visit
@@ -38,6 +39,15 @@ INTERPRETER_SIDE = int(os.environ.get("PYSCALING_INTERPRETER_SIDE", "256"))
 MULTIPROCESSORS = {
     "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256, "interpreter": 2,
 }  # fmt: skip
+# Cards whose tiles are another's: of like instructions, and 99 KiB of shared memory a program on the first four.
+_ALIKE = {
+    "sm_86": "sm_120",
+    "sm_89": "sm_120",
+    "sm_121": "sm_120",
+    "sm_75": "sm_120",
+    "sm_87": "sm_80",
+    "sm_103": "sm_100",
+}
 _float32_dots = "tf32x3"  # see `float32_dots`; of the process, since autograd computes gradients in threads of its own
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 _MOST_PROGRAMS = 65_535  # along the second and third axis of a grid, on every CUDA card
@@ -172,6 +182,8 @@ def _kinds(args: tuple[Any, ...]) -> list[Any] | None:
             kinds.append(a)
         elif kind is float:
             kinds.append(kind)
+        elif kind is TensorDescriptor:
+            kinds += a.base.dtype, tuple(a.block_shape)
         elif kind is tuple:
             inner = _kinds(a)
             if inner is None:
@@ -323,7 +335,8 @@ def _card(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    capability = f"sm_{properties.major}{properties.minor}"
+    return _ALIKE.get(capability, capability)
 
 
 def check_tensors(tensors: dict[str, Any], optional: dict[str, Any] | None = None) -> None:

@@ -31,7 +31,7 @@ from pyscaling.kernels.layer_norm import (
     norm_tile_rows,
     sum_all_parts,
 )
-from pyscaling.kernels.linear import linear_backward, linear_forward, linear_job
+from pyscaling.kernels.linear import forms_delta, linear_backward, linear_forward, linear_job
 from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
 from pyscaling.kernels.mlp import down_job, mlp_backward, mlp_forward
 from pyscaling.models.transformer import FleetTransformer
@@ -258,9 +258,12 @@ class FusedTransformer(FleetTransformer):
                 has_bias=shape.bias, hidden=block.hidden, parts_up=split.get(f"{i}.up"), parts_down=split.get(f"{i}.down"),
             )  # fmt: skip
             grad = after(grad_g)
+            delta = None  # what attention's backward needs of its output, formed on the way, or by a launch of its own
+            if forms_delta(linear_job(block.mixed, w[f"{i}.out"]), shape.head_dim):
+                delta = torch.empty_like(block.lse)
             grad_mixed, _, _ = linear_backward(
                 grad, block.mixed, w[f"{i}.out"], of[f"{i}.out"], of.get(f"{i}.out_bias"), has_bias=shape.bias,
-                parts=split.get(f"{i}.out"),
+                parts=split.get(f"{i}.out"), delta=delta,
             )  # fmt: skip
             grad_qkv = torch.empty_like(block.qkv)
             grad_q, grad_k, grad_v = self._heads(grad_qkv, n_sequence)
@@ -268,7 +271,7 @@ class FusedTransformer(FleetTransformer):
             by_head = (q.shape[0], q.shape[2], shape.n_head, shape.head_dim)
             attention_backward(
                 grad_mixed.view(by_head).transpose(1, 2), q, k, v, block.mixed.view(by_head).transpose(1, 2), block.lse,
-                **self._attention_options(), grad_q=grad_q, grad_k=grad_k, grad_v=grad_v,
+                **self._attention_options(), delta=delta, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v,
             )  # fmt: skip
             norm, after = through(attention_norm, block.x, block.attention_stats, grad, parts[2 * i])
             grad_h, _, _ = linear_backward(

@@ -116,11 +116,11 @@ def test_mlp(activation: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize(("d", "F", "dtype"), [(264, 20, SINGLE), (257, 33, HALF)])
 def test_mlp_wider_than_a_tile(d: int, F: int, activation: str, dtype: torch.dtype) -> None:
-    """Beyond 256 columns u is a product of its own, and down_forward_kernel makes the output of it."""
+    """Beyond 256 columns u and act(u) are written by a launch of their own, and the output is a linear layer of act(u)."""
     inputs, seen = mlp_case(2, 9, d, F, activation, dtype), []
     with observed(seen):
         check_mlp(activation, inputs)
-    assert "down_forward_kernel" in seen and "mlp_forward_kernel" not in seen
+    assert seen[:2] == ["up_forward_kernel", "linear_forward_kernel"] and "mlp_forward_kernel" not in seen
 
 
 def check_mlp(activation: str, inputs: list[torch.Tensor], factor: float = 2.0) -> None:

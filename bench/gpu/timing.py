@@ -1,6 +1,6 @@
 """How long each operation takes, forward and backward, beside its peers, and what the card itself reaches.
 
-    python -P -m gpu.timing ceilings      # or d256, a width; or fleet: bench/hardware.py's table
+    python -P -m gpu.timing ceilings      # or d256, a width; or fleet bfloat16: bench/hardware.py's table
 
 A time is the median of many replays of a CUDA graph with a cold L2 cache. Ours are the launchers that a step calls. A peer is a
 function with gradients: its forward is timed without, then forward and backward in one graph, and backward is the difference,
@@ -58,7 +58,10 @@ Peer = Callable[..., Any]
 
 @dataclass
 class Timed:
-    """forward() -> outputs; backward() -> gradients of the leaves; None where it is not timed. unlike: peers that do less."""
+    """forward() -> outputs; backward() -> gradients of the leaves; None where it is not timed.
+
+    unlike: peers that do less.
+    """
 
     name: str
     leaves: list[Tensor]
@@ -68,6 +71,7 @@ class Timed:
     flops: tuple[int, int]
     peers: dict[str, Peer]
     unlike: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()  # peers that wait for the device, so that no graph holds them
     note: dict[str, Any] = field(default_factory=dict)
 
 
@@ -260,8 +264,10 @@ def heads(s: Sizes, random: Random) -> Iterator[Timed]:
         note["temporary_bytes"] = peak_bytes(both) - results(*both())
         note["temporary_bytes_eager_one_member"] = peak_bytes(one) - results(*one())
     flops = 2 * M * R * d * V
-    peers = {"eager": eager, "liger": liger}
-    yield Timed("linear_cross_entropy", [x, w], [given], forward, backward, (flops, 2 * flops), peers, note=note)
+    yield Timed(
+        "linear_cross_entropy", [x, w], [given], forward, backward, (flops, 2 * flops), {"eager": eager, "liger": liger},
+        waiting=frozenset({"liger"}), note=note,
+    )  # fmt: skip
 
 
 def rows(s: Sizes, random: Random) -> Iterator[Timed]:
@@ -325,8 +331,8 @@ def timed(case: Timed, s: Sizes) -> None:
                 agree(case.name, outs, grads, theirs, s.dtype)
             del theirs
             with torch.no_grad():
-                alone = seconds_of(partial(peer, *case.leaves))
-            both = seconds_of(both_ways) if case.backward else alone
+                alone = seconds_of(partial(peer, *case.leaves), captured=name in case.waiting)
+            both = seconds_of(both_ways, captured=name in case.waiting) if case.backward else alone
         except Exception as error:
             failed[name] = why(error)
             continue
@@ -368,7 +374,7 @@ def ceilings() -> None:
         write(what="matmul", dtype=named(dtype), side=side, seconds=seconds, flops_per_s=2 * side**3 / seconds)
 
 
-def fleet() -> None:
+def fleet(dtype: torch.dtype) -> None:
     """bench/hardware.py's operations, forward and backward together, beside eager, torch.compile and vmap, and as projected."""
     shape = aot.TYPICAL if ON_CARD else aot.Shape(2, 2, 5, 16, 2, 16, 20)
     clock = (
@@ -377,30 +383,29 @@ def fleet() -> None:
         else lambda run, captured=False: (run(), 1.0)[1] if ON_CARD else wall_seconds(run)
     )
     card = next((card for card in TARGETS if ON_CARD and card in torch.cuda.get_device_name()), None)
-    for dtype in (torch.bfloat16, torch.float32) if ON_CARD else (torch.float32,):
-        for name in OPERATIONS if ON_CARD else ("linear",):
-            if name == "step":  # of which gpu.step tells more
-                continue
-            try:
-                row = measured(name, shape, dtype, DEVICE, clock)
-            except Exception as error:
-                write(operation=name, dtype=named(dtype), shape=str(shape), ok=False, why=why(error))
-                continue
-            finally:
-                free()
-            projection = projected(name, shape, dtype, card).seconds if card and not WARM else None
-            write(
-                operation=name, direction="both", dtype=named(dtype), shape=str(shape), d=shape.d_model, seconds=row.seconds,
-                projected=projection, flops=row.flops, bytes=row.bytes, peers=row.peers, failed=row.failed,
-            )  # fmt: skip
+    for name in OPERATIONS if ON_CARD else ("linear",):
+        if name == "step":  # of which gpu.step tells more
+            continue
+        try:
+            row = measured(name, shape, dtype, DEVICE, clock)
+        except Exception as error:
+            write(operation=name, dtype=named(dtype), shape=str(shape), ok=False, why=why(error))
+            continue
+        finally:
+            free()
+        projection = projected(name, shape, dtype, card).seconds if card and not WARM else None
+        write(
+            operation=name, direction="both", dtype=named(dtype), shape=str(shape), d=shape.d_model, seconds=row.seconds,
+            projected=projection, flops=row.flops, bytes=row.bytes, peers=row.peers, failed=row.failed,
+        )  # fmt: skip
 
 
 def main() -> None:
-    (name,) = names()
+    name, *dtype = names()
     if name == "ceilings":
         return ceilings()
     if name == "fleet":
-        return fleet()
+        return fleet(getattr(torch, *dtype))
     s, random = sizes(name), Random(3)
     for make in (linears, mlps, attentions, heads, rows):
         cases = make(s, random)
@@ -414,7 +419,7 @@ def main() -> None:
                 write(operation=make.__name__, d=s.d, ok=False, why=why(error))
                 break
         free()
-    return fleet() if name == "tiny" else None
+    return fleet(torch.float32) if name == "tiny" else None
 
 
 if __name__ == "__main__":

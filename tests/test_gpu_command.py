@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from gpu import record, run
-from gpu.parts import PARTS, Job, Part
+from gpu.parts import GRID_SHAPES, PARTS, Job, Part
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITES = """import os, json
@@ -96,6 +96,8 @@ def test_parts_are_chosen_in_their_order() -> None:
     with pytest.raises(ValueError, match="PARTS names stpe; known are check, tests, "):
         run.chosen("check,stpe")
     assert run.limits("check=200 grid=40.5") == {"check": 200.0, "grid": 40.5}
+    with pytest.raises(ValueError, match="LIMITS names gird; known are check, "):
+        run.limits("gird=1")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,12 @@ def test_page_tells_what_failed_first() -> None:
     assert record.file_name(FACTS) == "nvidia-h100-80gb-hbm3-2026-12-01.json"
 
 
+def test_page_proposes_tiles() -> None:
+    tried = {"operation": "attention", "tiles": [64, 64, 4, 3], "seconds": 1e-5, "ok": True}
+    assert "Tiles proposed" not in record.page([a_record(tune=[tried])])
+    assert "\n    Row('linear', ...)\n" in record.page([a_record(tune=[tried, {"proposed": "Row('linear', ...)"}])])
+
+
 def test_written_record_reads_back(tmp_path: Path) -> None:
     rows = [{"case": "linear", "errors": {"out": [1.23456789e-7, 2, 3]}}, {"case": "mlp"}]
     (tmp_path / "facts.json").write_text(json.dumps(FACTS))
@@ -261,6 +269,7 @@ def test_grid_trains_the_jobs_of_the_study(monkeypatch: pytest.MonkeyPatch, tmp_
     from pyscaling.study.spec import StudySpec
 
     spec = StudySpec.preset("gpu-mini")
+    assert len(spec.sizes) == GRID_SHAPES
     ours = grid.jobs(grid.preset(), 4096)
     assert ours == [job for size in spec.sizes for job, _ in _jobs(spec, size, 4096)]
     for name in ("gpu.child", "gpu.grid", "gpu.plain"):

@@ -210,6 +210,7 @@ index, and some ten minutes on an H100.
     make gpu LIMITS="check=200"       # seconds of a part, where a card or its host is slower
     make gpu-wheels                   # where there is an index: .gpu/wheels, what a bare machine with Python 3.12 lacks
     make gpu WHEELS=.gpu/wheels       # adds those, in a folder of the run's own
+    make gpu COMMIT=$(git rev-parse HEAD)   # names the commit where the checkout came without its history
     make gpu TEXT="corpus/*.txt"      # what the grid trains on; without: the speeches, or Python's own source
     make gpu DEVICE=cpu               # all of it at tiny sizes in Triton's interpreter: not a measurement
 """
@@ -251,6 +252,7 @@ def section(record: Record) -> str:
             f"### Operations\n\n{ceiling_line(record)}\n{table(operations(record))}",
             f"### Operations, forward and backward, beside their projections\n\n{table(projections(record))}",
             f"### The grid\n\n{grid_text(record)}\n{table(grid(record))}",
+            *tiles(record),
         ]
     )
 
@@ -408,6 +410,12 @@ def grid(record: Record) -> list[list[str]]:
             size = [row["fleet"], f"{row['N']:,}", str(row["members"]), str(row["steps"])]
             lines.append([*size, f"{row['seconds']:.1f}", f"{row['tokens_per_s']:.3g}", *peers, *beside])
     return lines
+
+
+def tiles(record: Record) -> list[str]:
+    """Rows that kernels/tiles.py may take, where candidates were timed."""
+    rows = [row["proposed"] for row in record["rows"].get("tune", []) if "proposed" in row]
+    return ["### Tiles proposed\n", *(f"    {row}" for row in rows), ""] if rows else []
 
 
 def main() -> None:

@@ -186,6 +186,8 @@ def run_part(part: Part, device: str, out: Path, environment: dict[str, str], se
     jobs, began = part.jobs(device), time.monotonic()
     print(f"{part.name}: {part.what} ({len(jobs)} processes, at most {seconds:.0f} s)", flush=True)
     at_once = (os.cpu_count() or 1) if part.side_by_side or device == "cpu" else 1
+    if at_once > 1:  # a core each: Inductor would start as many compilers in every one
+        environment = environment | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
     ended = run_jobs(part.name, jobs, seconds, at_once, out, environment)
     statuses = {of["status"] for of in ended.values()}
     rows = [row | {"job": job.name} for job in jobs for row in read_rows(out / f"{part.name}-{job.name}.jsonl")]

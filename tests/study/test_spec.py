@@ -52,7 +52,7 @@ def test_mistakes(old: str, new: str, message: str) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="preset 'tpu' is unknown; known are cpu, gpu, smoke"):
+    with pytest.raises(ValueError, match="preset 'tpu' is unknown; known are cpu, gpu, gpu-mini, smoke"):
         Study.from_preset("tpu")
 
 

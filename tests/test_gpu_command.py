@@ -1,0 +1,279 @@
+"""`make gpu`'s runner: parts that crash, hang or write half a row; what it says without a card; what the record makes of it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu import record, run
+from gpu.parts import GRID_SHAPES, PARTS, Job, Part
+
+ROOT = Path(__file__).resolve().parents[1]
+WRITES = """import os, json
+file = open(os.environ['PYSCALING_GPU_ROWS'], 'a')
+put = lambda **row: print(json.dumps(row), file=file, flush=True)
+"""
+
+
+def script(name: str, text: str) -> Job:
+    return Job(name, ("-c", f"{WRITES}\n{text}"))
+
+
+def part(*jobs: Job, side_by_side: bool = False) -> Part:
+    return Part("fake", 60.0, "pretends", lambda device: list(jobs), side_by_side)
+
+
+def ran(fake: Part, out: Path, seconds: float = 60.0) -> dict[str, Any]:
+    result = run.run_part(fake, "cuda", out, dict(os.environ), seconds)
+    assert json.loads((out / "fake.json").read_text()) == result
+    return result
+
+
+def test_rows_and_statuses_lie_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    well = script("well", "put(a=1); print('as it goes'); put(a=2, ok=True)")
+    result = ran(part(well, script("crashes", "put(a=3); raise SystemExit('no such kernel')")), tmp_path)
+    assert result["status"] == "failed" and [row["a"] for row in result["rows"]] == [1, 2, 3]
+    assert result["jobs"]["well"]["status"] == "ok" and result["jobs"]["crashes"]["exit"] == 1
+    assert result["jobs"]["crashes"]["last_lines"] == ["no such kernel"]
+    assert "  well: as it goes" in capsys.readouterr().out.splitlines()
+
+
+def test_a_wrong_row_fails_its_part(tmp_path: Path) -> None:
+    result = ran(part(script("off", "put(case='linear', ok=False)")), tmp_path)
+    assert (result["status"], result["wrong"], result["jobs"]["off"]["status"]) == ("failed", 1, "ok")
+
+
+def test_time_limit_ends_the_whole_process_group(tmp_path: Path) -> None:
+    """What hangs is a child of the job, deaf to SIGTERM; the row written before is kept, half a row is not, the next is named."""
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    hangs = script(
+        "hangs",
+        f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", {deaf!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+put(pid=child.pid); print('{{"half": ', end="", file=file, flush=True); child.wait()
+""",
+    )
+    start = time.monotonic()
+    result = ran(part(hangs, script("after", "put(a=1)")), tmp_path, seconds=2.0)
+    assert time.monotonic() - start < 15
+    assert result["status"] == "timed out" and [list(row) for row in result["rows"]] == [["pid", "job"]]
+    assert {name: of["status"] for name, of in result["jobs"].items()} == {"hangs": "timed out", "after": "not begun"}
+    deadline = time.monotonic() + 5  # a signal takes effect when its process is next scheduled
+    while alive(result["rows"][0]["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(result["rows"][0]["pid"])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_jobs_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits for a file of the other's."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    wait = "import time, pathlib; pathlib.Path({!r}).touch()\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.01)"
+    names = str(tmp_path / "left"), str(tmp_path / "right")
+    jobs = [script("left", wait.format(*names)), script("right", wait.format(*reversed(names)))]
+    assert ran(part(*jobs, side_by_side=True), tmp_path, seconds=20.0)["status"] == "ok"
+    (tmp_path / "left").unlink(), (tmp_path / "right").unlink()
+    assert ran(part(*jobs), tmp_path, seconds=1.0)["status"] == "timed out"
+
+
+def test_parts_are_chosen_in_their_order() -> None:
+    assert [part.name for part in run.chosen("step check")] == ["check", "step", "record"]
+    assert [part.name for part in run.chosen("tune")] == ["tune", "record"]
+    assert "tune" not in [part.name for part in run.chosen("")]
+    with pytest.raises(ValueError, match="PARTS names stpe; known are check, tests, "):
+        run.chosen("check,stpe")
+    assert run.limits("check=200 grid=40.5") == {"check": 200.0, "grid": 40.5}
+    with pytest.raises(ValueError, match="LIMITS names gird; known are check, "):
+        run.limits("gird=1")
+
+
+@pytest.mark.parametrize(
+    ("torch", "why"),
+    [
+        ("raise ModuleNotFoundError(\"No module named 'torch'\")", "No module named 'torch'"),
+        (
+            "class cuda: is_available = lambda: False\nclass version: hip, cuda = None, '13'\n__version__ = '2'",
+            "no card",
+        ),
+    ],
+)
+def test_without_a_card_it_says_what_it_would_do(torch: str, why: str, tmp_path: Path) -> None:
+    """Status 2, and nothing is run. The folder of unpacked wheels is on the path, so stand-ins for torch lie there."""
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "torch.py").write_text(torch)
+    (tmp_path / "wheels" / "triton.py").write_text("__version__ = '3'")
+    command = [sys.executable, "-P", "-m", "gpu.run", "--OUT", str(tmp_path), "--PARTS", "check"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT / "bench")}, capture_output=True, text=True)
+    assert done.returncode == 2 and why in done.stderr and "make gpu DEVICE=cpu" in done.stderr
+    assert "check  every operation and gradient against float64" in done.stderr
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_exit_status_tells_whether_all_went_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that fails ends nothing: the next goes on."""
+    fails, well = part(script("fails", "raise SystemExit(3)")), part(script("well", "put(a=1)"))
+    parts = [replace(fails, name="first"), replace(well, name="second")]
+    monkeypatch.setattr(run, "PARTS", parts)
+    monkeypatch.setattr(run, "probe", lambda environment: {"card": "a card"})
+    assert run.main(["--OUT", str(tmp_path)]) == 1
+    assert json.loads((tmp_path / "second.json").read_text())["status"] == "ok"
+    monkeypatch.setattr(run, "PARTS", parts[1:])
+    assert run.main(["--OUT", str(tmp_path)]) == 0
+    assert run.main(["--OUT", str(tmp_path), "--PARTS", "third"]) == 2
+
+
+def test_all_processes_of_a_part_have_names_of_their_own() -> None:
+    for device in ("cpu", "cuda"):
+        for each in PARTS:
+            names = [job.name for job in each.jobs(device)]
+            assert len(set(names)) == len(names), each.name
+
+
+def test_joined_package_is_the_checkout(tmp_path: Path) -> None:
+    folder = run.joined_package(tmp_path / "package")
+    where = "import pyscaling, pyscaling.kernels as k; print(pyscaling.__file__, k.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", where], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [
+        str(folder / "pyscaling" / "__init__.py"),
+        str(folder / "pyscaling" / "kernels" / "__init__.py"),
+    ]
+
+
+# ---- the record -----------------------------------------------------------------------------------------------------
+
+FACTS = {
+    "python": "3.12.1", "torch": "2.11.0", "triton": "3.6.0", "runtime": "CUDA 13.0", "card": "NVIDIA H100 80GB HBM3",
+    "cores": 16, "driver": "580", "commit": "abc", "date": "2026-12-01", "device": "cuda",
+}  # fmt: skip
+
+
+def timed(operation: str, direction: str, d: int, seconds: float, **peers: float) -> dict[str, Any]:
+    return {
+        "operation": operation, "direction": direction, "d": d, "seconds": seconds, "flops": 8e9, "bytes": 1e6, "peers": peers,
+        "failed": {},
+    }  # fmt: skip
+
+
+def a_record(**rows: list[dict[str, Any]]) -> dict[str, Any]:
+    parts = {name: {"status": "ok", "seconds": 1.0, "wrong": 0, "jobs": {}} for name in rows}
+    return {"facts": FACTS, "parts": parts, "rows": rows}
+
+
+def test_aims_by_hand() -> None:
+    """A product of 10 us beside 9.5 us of cuBLAS is 0.95 of it; one of 20 us beside 10 us is 0.5; a floor of 8 us is 80 %."""
+    ceilings = [
+        {"what": "matmul", "dtype": "bfloat16", "flops_per_s": 1e15},
+        {"what": "copy", "bytes_per_s": 3e12},
+    ]
+    rows = [
+        timed("linear d to 3d, bias", "forward", 512, 10e-6, bmm=9.5e-6, cublas=12e-6),
+        timed("mlp gelu, biases", "backward", 1024, 20e-6, bmm=10e-6, cublas=30e-6),
+        timed("linear d to d, residual", "forward", 512, 10e-6, bmm=1e-6, cublas=9.2e-6),
+        timed("attention, causal, T 512", "forward", 256, 10e-6, flash=12e-6, cudnn=8e-6),
+        timed("linear_cross_entropy", "forward", 256, 10e-6, eager=30e-6),
+    ]
+    one = {"what": "step", "d": 1024, "flops": 6e12, "seconds": 0.01, "peers": {}}
+    fleet = {"what": "fleet", "fleet": "d64", "seconds": 2.0}
+    plain = [
+        {"what": "plain", "fleet": "d64", "grid_seconds": 13.0},
+        {"what": "plain", "fleet": "d128", "grid_seconds": 99.0},
+    ]
+    found = record.aims(a_record(time=[*ceilings, *rows], step=[one], grid=[fleet, *plain]))
+    of = {line[0].split(",")[0].split(" beside")[0]: line[2:] for line in found[1:]}
+    assert of["linear and MLP"] == ["not measured", "-"]  # the later of the two, d <= 256
+    assert found[1][2:] == ["0.50 (mlp gelu, biases, d 1024); 2 of 3", "no"]
+    assert of["attention forward"] == ["1.20 (attention, causal, T 512, d 256); 1 of 1", "yes"]
+    assert of["attention backward"] == ["not measured", "-"]
+    assert of["head"] == ["3.00 (linear_cross_entropy, d 256); 1 of 1", "yes"]
+    assert of["share of peak at d 1024"] == [
+        "0.60 (of a large product here); 2 of 2",
+        "yes",
+    ]  # 6e14 of 1e15, of 9.894e14
+    assert of["the grid gpu-mini"] == ["6.50 (1 shapes); 1 of 1", "yes"]
+    lines = record.operations(a_record(time=[*ceilings, *rows]))
+    assert lines[1][:5] == ["linear d to 3d, bias", "forward", "512", "10.0", "80%"]
+
+
+def test_page_tells_what_failed_first() -> None:
+    wrong = {
+        "case": "attention",
+        "dtype": "bfloat16",
+        "worst": 7.0,
+        "ok": False,
+        "wrong": ["dq is 7 times over"],
+        "errors": {"dq": [7, 1, 1]},
+    }
+    failed = a_record(check=[wrong])
+    failed["parts"]["check"] |= {"status": "failed", "wrong": 1}
+    failed["parts"]["check"]["jobs"] = {"d256": {"status": "timed out", "last_lines": ["compiling"]}}
+    text = record.page([failed])
+    assert "## NVIDIA H100 80GB HBM3, 2026-12-01" in text and "dq is 7 times over" in text
+    assert "- check, process d256: timed out: `compiling`" in text and "| attention | bfloat16 | 1 | 1 | 7.00 |" in text
+    assert record.file_name(FACTS) == "nvidia-h100-80gb-hbm3-2026-12-01.json"
+
+
+def test_page_proposes_tiles() -> None:
+    tried = {"operation": "attention", "tiles": [64, 64, 4, 3], "seconds": 1e-5, "ok": True}
+    assert "Tiles proposed" not in record.page([a_record(tune=[tried])])
+    assert "\n    Row('linear', ...)\n" in record.page([a_record(tune=[tried, {"proposed": "Row('linear', ...)"}])])
+
+
+def test_written_record_reads_back(tmp_path: Path) -> None:
+    rows = [{"case": "linear", "errors": {"out": [1.23456789e-7, 2, 3]}}, {"case": "mlp"}]
+    (tmp_path / "facts.json").write_text(json.dumps(FACTS))
+    (tmp_path / "check.json").write_text(
+        json.dumps({"status": "ok", "seconds": 1, "wrong": 0, "jobs": {}, "rows": rows})
+    )
+    collected = record.collected(tmp_path)
+    assert json.loads(record.written(collected)) == collected
+    assert collected["rows"]["check"][0]["errors"]["out"][0] == 1.235e-7
+
+
+def test_committed_page_is_of_the_committed_records() -> None:
+    records = [json.loads(file.read_text()) for file in sorted((ROOT / "docs" / "hardware").glob("*.json"))]
+    assert (ROOT / "docs" / "hardware.md").read_text() == record.page(records)
+
+
+def test_nominal_peaks_are_the_meters() -> None:
+    from pyscaling.kernels.meter import DEVICES
+
+    assert {card: (of.flops_16, of.bandwidth) for card, of in DEVICES.items()} == record.NOMINAL
+
+
+# ---- the grid's jobs ------------------------------------------------------------------------------------------------
+
+
+def test_grid_trains_the_jobs_of_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYSCALING_GPU_DEVICE", "cuda")
+    for name in ("gpu.child", "gpu.grid", "gpu.plain"):  # they read the device when they are imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    from gpu import grid
+
+    from pyscaling.study.fleets import _jobs
+    from pyscaling.study.spec import StudySpec
+
+    spec = StudySpec.preset("gpu-mini")
+    assert len(spec.sizes) == GRID_SHAPES
+    ours = grid.jobs(grid.preset(), 4096)
+    assert ours == [job for size in spec.sizes for job, _ in _jobs(spec, size, 4096)]
+    for name in ("gpu.child", "gpu.grid", "gpu.plain"):
+        monkeypatch.delitem(sys.modules, name, raising=False)

@@ -28,7 +28,6 @@ from pyscaling.kernels.launch import (
     check_filled,
     check_first,
     check_tensors,
-    dot,
     dot_mode,
     launch,
     operator,
@@ -78,32 +77,6 @@ def norm_tiles_for(n_row: int, d: int, dtype: torch.dtype, target: str, *widths:
     M, N = norm_tile_rows(n_row, d, dtype, target), max(16, triton.next_power_of_2(d))
     few = M * N < 64 * 128 and dtype.itemsize == 2 and not uneven
     return tiles._replace(BLOCK_M=M, BLOCK_N=N, num_warps=4 if few else tiles.num_warps)
-
-
-@triton.jit
-def matmul_tile(
-    a_pointer, a_row_stride, a_inner_stride, b_pointer, b_inner_stride, b_column_stride, first_row, first_column,
-    n_row, n_column, n_inner,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr, total=None,
-):  # fmt: skip
-    """a b at [first_row, first_column], in float32, added to `total` if that is given."""
-    # 64 bits for where a block begins alone: offsets within it take half the registers
-    o_row, o_column, o_inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    m_row, m_column = first_row + o_row < n_row, first_column + o_column < n_column
-    a_pointer += tl.cast(first_row, tl.int64) * a_row_stride
-    b_pointer += tl.cast(first_column, tl.int64) * b_column_stride
-    o_a = o_row[:, None] * a_row_stride + o_inner[None, :] * a_inner_stride
-    o_b = o_inner[:, None] * b_inner_stride + o_column[None, :] * b_column_stride
-    if total is None:
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, n_inner, BLOCK_K):
-        m_inner = start + o_inner < n_inner
-        b_a = tl.load(a_pointer + o_a, mask=m_row[:, None] & m_inner[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
-        b_b = tl.load(b_pointer + o_b, mask=m_inner[:, None] & m_column[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
-        total = dot(b_a, b_b, total, DOT)
-        a_pointer += BLOCK_K * a_inner_stride
-        b_pointer += BLOCK_K * b_inner_stride
-    return total
 
 
 @triton.jit

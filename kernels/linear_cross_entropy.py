@@ -63,7 +63,8 @@ from pyscaling.kernels.launch import (
     operator,
     target_of,
 )
-from pyscaling.kernels.linear import matmul_tile, tiles_for
+from pyscaling.kernels.linear import tiles_for
+from pyscaling.kernels.product import Tiles, cut_tiles, describable, described, product_tile, tiles_of
 from pyscaling.kernels.tiles import choose
 
 IGNORED = tl.constexpr(-100)
@@ -403,7 +404,8 @@ def _combine_gradients(
 @triton.jit
 def _dlogits_kernel(
     scale, x, weight, targets, lse, dlogits, units, n_row, row_member, v_first, n_column, dlogits_row, dlogits_member, d,
-    vocab, weight_member, z_loss, TRANSPOSED: tl.constexpr, ROWS_NEXT: tl.constexpr, BLOCK_M: tl.constexpr,
+    vocab, weight_member, z_loss, TRANSPOSED: tl.constexpr, ROWS_NEXT: tl.constexpr, DESCRIBED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A tile of a chunk: its rows begin where the pointers point, its columns of the vocabulary, and weight, at v_first.
@@ -420,14 +422,15 @@ def _dlogits_kernel(
     targets += member * row_member
     scale += member * row_member
     lse += member * row_member
-    weight_v = d if TRANSPOSED else 1
-    weight_d = 1 if TRANSPOSED else vocab
-    logits = matmul_tile(
-        x + member * row_member * d, d, 1, weight + member * weight_member, weight_d, weight_v, r_start, v_start, n_row,
-        n_column, d, BLOCK_M, BLOCK_N, BLOCK_K, DOT,
+    if not DESCRIBED:
+        x += member * row_member * d
+        weight += member * weight_member
+    logits, _ = product_tile(
+        x, weight, member.to(tl.int32), d, d if TRANSPOSED else vocab, r_start, v_start, 0, d, n_row, n_column, 0,
+        False, TRANSPOSED, "", False, False, DESCRIBED, BLOCK_M, BLOCK_N, BLOCK_K, DOT,
     )  # fmt: skip
     target, shift, a, b = _rows(scale, targets, lse, r_start, n_row, vocab, z_loss, BLOCK_M)
-    if x.dtype.element_ty == tl.float16:
+    if dlogits.dtype.element_ty == tl.float16:
         unit = _unit_of_rows(scale, targets, lse, 0, n_row, vocab, z_loss)
         a /= unit
         b /= unit
@@ -455,35 +458,44 @@ def _store(
 
 @triton.jit
 def _products_kernel(
-    dlogits, units, x, weight, add_x, grad_x, add_weight, grad_weight, n_row, row_member, n_column, dlogits_row,
-    dlogits_member, d, vocab, n_tile_x, n_tile_w, weight_member, add_member, grad_member, TRANSPOSED: tl.constexpr,
-    GRAD_TRANSPOSED: tl.constexpr, ADD_X: tl.constexpr, ADD_WEIGHT: tl.constexpr, X_FIRST: tl.constexpr, X_M: tl.constexpr,
-    X_N: tl.constexpr, W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
+    dlogits, dlogits_columns, units, x_columns, weight, add_x, grad_x, add_weight, grad_weight, n_member, n_row, row_member,
+    n_column, dlogits_row, dlogits_member, d, vocab, n_tile_x, n_tile_w, weight_member, add_member, grad_member,
+    TRANSPOSED: tl.constexpr, GRAD_TRANSPOSED: tl.constexpr, IN_UNITS: tl.constexpr, DESCRIBED: tl.constexpr,
+    ADD_X: tl.constexpr, ADD_WEIGHT: tl.constexpr, X_FIRST: tl.constexpr, X_M: tl.constexpr, X_N: tl.constexpr,
+    W_M: tl.constexpr, W_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """A tile of grad_x = dlogits W^T or of grad_W = x^T dlogits of a chunk, where the pointers point, plus what add_ holds."""
-    tile, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    in_x = tile < n_tile_x if X_FIRST else tile >= n_tile_w
-    dlogits += member * dlogits_member
+    """A tile of grad_x = dlogits W^T or of grad_W = x^T dlogits of a chunk, where the pointers point, plus what add_ holds.
+
+    x_columns, dlogits_columns: x and dlogits as the tiles of grad_W take them, where DESCRIBED in blocks of their own.
+    """
+    # those of one kind of all members come before those of the other: see `linear_cross_entropy_backward`
+    program, n_first = tl.program_id(0), n_member * (n_tile_x if X_FIRST else n_tile_w)
+    in_x = (program < n_first) == X_FIRST
+    if program >= n_first:
+        program -= n_first
+    n_tile_here = n_tile_x if in_x else n_tile_w
+    tile, member = program % n_tile_here, (program // n_tile_here).to(tl.int64)
+    if not DESCRIBED:
+        dlogits += member * dlogits_member
+        dlogits_columns += member * dlogits_member
+        weight += member * weight_member
+        x_columns += member * row_member * d
     unit = 1.0
-    if x.dtype.element_ty == tl.float16:
+    if IN_UNITS:
         unit = tl.load(units + member)
     if in_x:
-        tile -= 0 if X_FIRST else n_tile_w
         n_tile = tl.cdiv(d, X_N)
         r_start, k_start = tile // n_tile * X_M, tile % n_tile * X_N
-        weight_v = d if TRANSPOSED else 1
-        weight_d = 1 if TRANSPOSED else vocab
         tile_of_x = tl.zeros([X_M, X_N], tl.float32)
         if ADD_X:  # before the product, which starts from it: beside its sums there is no room for as many again
             add_x += member * row_member * d
             tile_of_x = _tile(add_x, r_start, n_row, d, k_start, d, 1, X_M, X_N).to(tl.float32) / unit
-        tile_of_x = matmul_tile(
-            dlogits, dlogits_row, 1, weight + member * weight_member, weight_v, weight_d, r_start, k_start, n_row, d, n_column,
-            X_M, X_N, BLOCK_K, DOT, tile_of_x,
+        tile_of_x, _ = product_tile(
+            dlogits, weight, member.to(tl.int32), dlogits_row, d if TRANSPOSED else vocab, r_start, k_start, 0, n_column,
+            n_row, d, 0, False, not TRANSPOSED, "", False, False, DESCRIBED, X_M, X_N, BLOCK_K, DOT, tile_of_x,
         )  # fmt: skip
         _store(grad_x + member * row_member * d, tile_of_x * unit, r_start, n_row, d, k_start, d, 1, X_M, X_N)
     else:
-        tile -= n_tile_x if X_FIRST else 0
         n_tile = tl.cdiv(d, W_M)
         k_start, v_start = tile % n_tile * W_M, tile // n_tile * W_N
         grad_v = d if GRAD_TRANSPOSED else 1
@@ -494,9 +506,9 @@ def _products_kernel(
             tile_of_weight = (
                 _tile(add_weight, k_start, d, grad_d, v_start, n_column, grad_v, W_M, W_N).to(tl.float32) / unit
             )
-        tile_of_weight = matmul_tile(
-            x + member * row_member * d, 1, d, dlogits, dlogits_row, 1, k_start, v_start, d, n_column, n_row, W_M, W_N, BLOCK_K,
-            DOT, tile_of_weight,
+        tile_of_weight, _ = product_tile(
+            x_columns, dlogits_columns, member.to(tl.int32), d, dlogits_row, k_start, v_start, 0, n_row, d, n_column, 0,
+            True, False, "", False, False, DESCRIBED, W_M, W_N, BLOCK_K, DOT, tile_of_weight,
         )  # fmt: skip
         grad_weight += member * grad_member
         _store(grad_weight, tile_of_weight * unit, k_start, d, grad_d, v_start, n_column, grad_v, W_M, W_N)
@@ -686,9 +698,18 @@ def _backward_in_chunks(
     cut_rows, longer = n_row > vocab, max(n_row, vocab)
     length = chunk_length(n_row, vocab)
     rows, columns = (length, vocab) if cut_rows else (n_row, length)
-    of_logits = tiles_for(rows, columns, x.dtype, target, d, vocab)
-    of_x = tiles_for(rows, d, x.dtype, target, d, vocab)
-    of_weight = tiles_for(d, columns, x.dtype, target, d, vocab)
+    transposed = _is_transposed("weight", weight)
+    rows_of_weight = weight.mT if transposed else weight  # as they lie in memory
+    is_described = describable(target, x, rows_of_weight)
+    if is_described:
+        of_logits = tiles_of("head logits", rows, columns, x.dtype, target, d, least=64)
+        X_M, X_N, W_M, W_N, *rest = choose("head products", target, x.dtype, d)
+        of_x = cut_tiles(Tiles(X_M, X_N, *rest), rows, d, 64)
+        of_weight = cut_tiles(Tiles(W_M, W_N, *rest), d, columns, 64)
+    else:
+        of_logits = tiles_for(rows, columns, x.dtype, target, d, vocab)
+        of_x = tiles_for(rows, d, x.dtype, target, d, vocab)
+        of_weight = tiles_for(d, columns, x.dtype, target, d, vocab)
     # sm_100: both jobs in one kernel would spill a few bytes for the sake of a second program beside the first
     crowded = target == "sm_100" and x.dtype != torch.float32
     all_registers = of_x.all_registers or of_weight.all_registers or crowded
@@ -701,7 +722,6 @@ def _backward_in_chunks(
         sum_x = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     if length < longer and cut_rows and grad_weight.dtype != torch.float32:
         sum_weight = _empty_like_weight(grad_weight, torch.float32)
-    transposed = _is_transposed("weight", weight)
     for start in range(0, longer, length):
         part, first, last = slice(start, start + length), start == 0, start + length >= longer
         of_rows, of_columns = (part, slice(None)) if cut_rows else (slice(None), part)
@@ -714,12 +734,19 @@ def _backward_in_chunks(
         n_row_part, n_column = x_part.shape[1], weight_part.shape[2]
         dlogits_part = dlogits[:, :n_row_part, :n_column]
         sizes = dlogits.stride(1), dlogits.stride(0), d, vocab
+        operands: tuple[Any, ...] = (x_part, weight_part)
+        if is_described:
+            weight_rows = weight_part.mT if transposed else weight_part
+            blocks = of_logits.BLOCK_N, of_logits.BLOCK_K
+            of_rows_of_weight = described(weight_rows, *blocks[:: 1 if transposed else -1])
+            operands = (described(x_part, of_logits.BLOCK_M, of_logits.BLOCK_K), of_rows_of_weight)
         launch(
             _dlogits_kernel, (cdiv(n_row_part, of_logits.BLOCK_M) * cdiv(n_column, of_logits.BLOCK_N), n_member),
-            scale_part, x_part, weight_part, targets_part, lse_part, dlogits_part, lse if units is None else units,
+            scale_part, *operands, targets_part, lse_part, dlogits_part, lse if units is None else units,
             n_row_part, n_row, 0 if cut_rows else start, n_column, *sizes, weight.stride(0), float(z_loss),
             reads=[scale_part, x_part, weight_part, targets_part, lse_part], writes=[dlogits_part, units],
             flops=2 * x_part.numel() * n_column, TRANSPOSED=transposed, ROWS_NEXT=cut_rows,
+            DESCRIBED=is_described,
             DOT=dot_mode(x.dtype, target),
             **of_logits.options(),
         )  # fmt: skip
@@ -737,15 +764,23 @@ def _backward_in_chunks(
         )
         n_tile_x = cdiv(n_row_part, of_x.BLOCK_M) * cdiv(d, of_x.BLOCK_N)
         n_tile_w = cdiv(d, of_weight.BLOCK_M) * cdiv(n_column, of_weight.BLOCK_N)
+        operands = (dlogits_part, dlogits_part, x_part, weight_part)
+        if is_described:
+            weight_rows = weight_part.mT if transposed else weight_part
+            blocks = of_x.BLOCK_K, of_x.BLOCK_N
+            operands = (
+                described(dlogits_part, of_x.BLOCK_M, of_x.BLOCK_K), described(dlogits_part, of_x.BLOCK_K, of_weight.BLOCK_N),
+                described(x_part, of_x.BLOCK_K, of_weight.BLOCK_M), described(weight_rows, *blocks[:: 1 if transposed else -1]),
+            )  # fmt: skip
         launch(
-            _products_kernel, (n_tile_x + n_tile_w, n_member), dlogits_part, lse if units is None else units, x_part,
-            weight_part, out_x if add_x is None else add_x, out_x, out_weight if add_weight is None else add_weight, out_weight,
-            n_row_part, n_row, n_column, *sizes, n_tile_x, n_tile_w, weight.stride(0), add_member, out_member,
+            _products_kernel, (n_member * (n_tile_x + n_tile_w),), *operands[:2], lse if units is None else units, *operands[2:],
+            out_x if add_x is None else add_x, out_x, out_weight if add_weight is None else add_weight, out_weight,
+            n_member, n_row_part, n_row, n_column, *sizes, n_tile_x, n_tile_w, weight.stride(0), add_member, out_member,
             reads=[dlogits_part, units, x_part, weight_part, add_x, add_weight], writes=[out_x, out_weight],
             flops=4 * x_part.numel() * n_column, num_warps=max(of_x.num_warps, of_weight.num_warps),
             num_stages=of_x.num_stages, all_registers=all_registers,
             TRANSPOSED=transposed, GRAD_TRANSPOSED=_is_transposed("grad_weight", grad_weight),
-            ADD_X=add_x is not None, ADD_WEIGHT=add_weight is not None,
+            IN_UNITS=units is not None, DESCRIBED=is_described, ADD_X=add_x is not None, ADD_WEIGHT=add_weight is not None,
             X_FIRST=cut_rows,  # the longer loops first: short ones fill the end
             X_M=of_x.BLOCK_M, X_N=of_x.BLOCK_N, W_M=of_weight.BLOCK_M, W_N=of_weight.BLOCK_N, BLOCK_K=of_x.BLOCK_K,
             DOT=dot_mode(x.dtype, target),

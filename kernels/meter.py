@@ -46,6 +46,7 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pyscaling.kernels import launch as machinery
 from pyscaling.kernels.launch import INTERPRETED, Launch, compiled_for, replaced
@@ -140,7 +141,8 @@ class Meter:
         return _table(("operation", *_COLUMNS), [*rows, total])
 
     def _see_launch(self, record: Launch) -> None:
-        tensors = [a for a in record.args if isinstance(a, Tensor)]
+        arguments = [a.base if isinstance(a, TensorDescriptor) else a for a in record.args]
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
         self._calls[
             Cost(
                 kernel_name(record.kernel),

@@ -128,14 +128,16 @@ def activation_and_slope(u, ACTIVATION: tl.constexpr):
 def product_tile(
     a, b, i_member, a_stride, b_stride, first_row, first_column, begin, end, n_row, n_column, value,
     A_T: tl.constexpr, B_T: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, SUMS: tl.constexpr,
-    DESCRIBED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
+    DESCRIBED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr, total=None,
 ):  # fmt: skip
-    """(a b at [first_row, first_column] over inner begin to end, sums of b's columns if SUMS), in float32.
+    """(a b at [first_row, first_column] over inner begin to end, sums of b's columns if SUMS), in float32; total: what a b is
+    added to.
 
     a, b: descriptors, or pointers to where the member's matrices begin, whose rows are a_stride and b_stride apart.
     ACTIVATION: act(a) takes a's place, times what lies `value` columns on in memory if GATED; only where a is transposed.
     """
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if total is None:
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     sums = tl.zeros([BLOCK_N], tl.float32)
     if DESCRIBED:
         for start in range(begin, end, BLOCK_K):

@@ -116,6 +116,11 @@ BACKWARD_ROWS = (
     Row("mlp backward", "sm_90 sm_100", 16, ANY, "gated", (128, 128, 128, 128, 64, 8, 2), "two tensors of u a step: two programs in 64 KiB"),
     Row("mlp backward", "sm_90 sm_100", 16, ANY, "", (128, 128, 128, 128, 64, 8, 3), "two programs: one multiplies, one forms activations"),
 )
+HEAD_CHUNK_ROWS = (
+    # where a wide head stores its logits' gradient: as product, and as the tiles of dx and of dW
+    Row("head logits", "sm_90 sm_100", 16, ANY, "", (128, 128, 64, 8, 3), "two programs: one multiplies, one takes exponentials and stores"),
+    Row("head products", "sm_90 sm_100", 16, ANY, "", (128, 256, 128, 256, 64, 8, 3), "as linear backward"),
+)
 MLP_ROWS = (
     # columns of u at a time, BLOCK_M, num_warps, num_stages, all_registers
     Row("mlp forward", "sm_90 sm_100", 16, 128, "", (64, 128, 8, 2), "two programs a multiprocessor"),
@@ -335,5 +340,5 @@ ADAMW_ROWS = (
 )  # fmt: skip
 
 ROWS: tuple[Row, ...] = (
-    *PRODUCT_ROWS, *BACKWARD_ROWS, *MLP_ROWS, *ATTENTION_ROWS, *HEAD_ROWS, *EMBEDDING_ROWS, *ADAMW_ROWS
+    *PRODUCT_ROWS, *BACKWARD_ROWS, *HEAD_CHUNK_ROWS, *MLP_ROWS, *ATTENTION_ROWS, *HEAD_ROWS, *EMBEDDING_ROWS, *ADAMW_ROWS
 )  # fmt: skip

@@ -633,7 +633,7 @@ TYPICAL = Shape(n_member=8, n_sequence=16, context=512, d_model=256, n_head=4, d
 SMALL = Shape(n_member=3, n_sequence=2, context=100, d_model=24, n_head=3, d_ff=90, vocab=257)  # nothing divides by 16
 # attention's blocks depend on head_dim
 WIDE_HEADS = tuple(Shape(8, 4, 1024, 4 * head_dim, 4, 1024, 8192) for head_dim in (128, 256))
-WIDE_MODEL = Shape(2, 4, 512, 1024, 8, 4096, 8192)  # the cross-entropy's backward in chunks
+WIDE_MODEL = Shape(2, 4, 512, 1024, 8, 4096, 8192)  # the widest tiles; the cross-entropy's backward in chunks
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -770,7 +770,9 @@ OPERATIONS: dict[str, Callable[[Shape, torch.dtype, str], None]] = {
 }
 WIDER = {  # attention without a mask is less than with one
     **dict.fromkeys(("attention", "attention, rotary and qk_norm"), WIDE_HEADS),
-    **dict.fromkeys(("linear_cross_entropy", "linear_cross_entropy, tied"), (WIDE_MODEL,)),
+    **dict.fromkeys(
+        ("linear", "mlp gelu", "mlp swiglu", "linear_cross_entropy", "linear_cross_entropy, tied"), (WIDE_MODEL,)
+    ),
 }
 
 

@@ -101,7 +101,8 @@ PRODUCT_ROWS = (
     # over tensor descriptors; the width is that of x
     Row("linear forward", "sm_90 sm_100", 16, 256, "", (128, 128, 64, 8, 3, False, 2), "few steps: one program multiplies, one stores"),
     Row("linear forward", "sm_90 sm_100", 16, ANY, "", (128, 256, 64, 8, 3, False, 1), "9.4 TB/s of the cache at the peak, not 12.5"),
-    Row("linear forward and norm", "sm_90 sm_100", 16, ANY, "", (128, 256, 64, 8, 2, False, 1), "whole rows; bound by memory"),
+    Row("linear forward and norm", "sm_100", 16, ANY, "", (64, 256, 64, 8, 2, False, 1), "128 rows spill 0.6 KB"),
+    Row("linear forward and norm", "sm_90", 16, ANY, "", (128, 256, 64, 8, 2, False, 1), "whole rows; bound by memory"),
     Row("mlp up", "sm_90 sm_100", 16, ANY, "gated", (128, 128, 64, 8, 3), "gate and value, one after the other; two programs"),
     Row("mlp up", "sm_90 sm_100", 16, ANY, "", (128, 128, 64, 8, 3), "two programs: one multiplies, one forms activations and stores"),
 )
@@ -113,6 +114,7 @@ BACKWARD_ROWS = (
     Row("linear backward and norm", "sm_90 sm_100", 16, ANY, "", (64, 256, 128, 128, 64, 8, 3), "whole rows, norm_tile_rows of them"),
     Row("mlp backward", "sm_90 sm_100", 16, ANY, "gated stored", (128, 128, 128, 128, 64, 8, 3), "gate and value beside 128 x 128 sums"),
     Row("mlp backward", "sm_90 sm_100", 16, ANY, "stored", (128, 256, 128, 256, 64, 8, 3), "as linear backward"),
+    Row("mlp backward", "sm_100", 16, ANY, "gated", (128, 128, 128, 128, 64, 8, 2, True), "as on sm_90, and a second program would spill"),
     Row("mlp backward", "sm_90 sm_100", 16, ANY, "gated", (128, 128, 128, 128, 64, 8, 2), "two tensors of u a step: two programs in 64 KiB"),
     Row("mlp backward", "sm_90 sm_100", 16, ANY, "", (128, 128, 128, 128, 64, 8, 3), "two programs: one multiplies, one forms activations"),
 )
@@ -125,7 +127,8 @@ MLP_ROWS = (
     # columns of u at a time, BLOCK_M, num_warps, num_stages, all_registers
     Row("mlp forward", "sm_90 sm_100", 16, 128, "", (64, 128, 8, 2), "two programs a multiprocessor"),
     Row("mlp forward", "sm_90 sm_100", 16, ANY, "gated", (32, 128, 8, 2), "gate and value: 64 columns would take 272 KiB"),
-    Row("mlp forward", "sm_90 sm_100", 16, ANY, "", (64, 128, 8, 2), "each warp group multiplies 64 x 64 and 64 x 256"),
+    Row("mlp forward", "sm_100", 16, ANY, "", (64, 64, 8, 2), "128 rows and a norm spill 0.2 KB"),
+    Row("mlp forward", "sm_90", 16, ANY, "", (64, 128, 8, 2), "each warp group multiplies 64 x 64 and 64 x 256"),
 )
 # fmt: on
 
@@ -259,6 +262,7 @@ HEAD_ROWS = (
     Row("head forward", "gfx*", 16, 128, "", (128, 64, 0, 8, 2), "64 KiB of LDS"),
     Row("head forward", "gfx*", 16, ANY, "", (128, 128, 64, 8, 2), "64 KiB of LDS"),
     Row("head forward", "gfx*", 32, ANY, "", (64, 64, 16, 4, 2), "of a tile a thread of eight warps would load 8 bytes"),
+    Row("head forward", "sm_80", 32, ANY, "", (64, 64, 32, 8, 2), "each operand is split in registers: 128 rows spill"),
     Row("head forward", "*", 32, ANY, "", (128, 64, 32, 8, 2), "each operand is split in registers: 128 columns would spill"),
     Row("head backward", "sm_90", 16, 64, "", (128, 64, 0, 8, 2, 128), "two programs, one's exp beside the other's products"),
     Row("head backward", "sm_90", 16, 128, "uneven", (128, 64, 0, 8, 2), "64 rows and four warps would spill addresses"),

@@ -31,6 +31,31 @@ class Row(NamedTuple):
 
 
 ANY = float("inf")
+# What a row's tiles are, by the first words of its operation; the last of them may be left out.
+_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "all_registers", "programs")
+_TWO_TILES = ("X_M", "X_N", "W_M", "W_N", "BLOCK_K", "num_warps", "num_stages", "all_registers")
+FIELDS = {
+    "product": _TILE,
+    "linear forward": _TILE,
+    "linear backward": _TWO_TILES,
+    "mlp up": _TILE,
+    "mlp forward": ("COLUMNS", "BLOCK_M", "num_warps", "num_stages", "all_registers"),
+    "mlp backward": _TWO_TILES,
+    "head logits": _TILE,
+    "head products": _TWO_TILES,
+    "head": ("STAY", "LOOP", "STEP", "num_warps", "num_stages", "registers", "paired"),
+    "attention": ("BLOCK", "STEP", "num_warps", "num_stages", "all_registers"),
+    "embedding forward": ("NUMBERS", "COLUMNS"),
+    "embedding places": ("TOKENS", "BEFORE", "MOST", "ROWS", "COLUMNS", "num_warps"),
+    "embedding bucket": ("ROWS",),
+    "embedding backward": ("ROWS", "COLUMNS", "num_warps"),
+    "adamw": ("BLOCK", "num_warps", "at_once"),
+}
+
+
+def fields(operation: str) -> tuple[str, ...]:
+    """The names of what its tiles hold: sides of blocks in capitals. Raises KeyError where nobody gave any."""
+    return FIELDS[max((name for name in FIELDS if operation.startswith(name)), key=len, default=operation)]
 
 
 def choose(operation: str, target: str, dtype: torch.dtype, width: int, *conditions: str) -> tuple[Any, ...]:

@@ -212,14 +212,14 @@ def mlp_and_norm(s: Sizes, make: Any, weight: Any) -> Case:
     def ours(tensors: Sequence[Tensor]) -> list[Tensor]:
         x, up, down, residual, gain, up2, down2, grad_z, grad_y = tensors
         norm = Norm(gain, None, torch.empty_like(x), torch.empty(1, *x.shape[:2], device=x.device))
-        z, u = mlp_forward(x, up, None, down, None, residual, "swiglu", norm)
-        y, u2 = mlp_forward(norm.normed, up2, None, down2, None, None, "swiglu")
+        z, u, hidden = mlp_forward(x, up, None, down, None, residual, "swiglu", norm)
+        y, u2, hidden2 = mlp_forward(norm.normed, up2, None, down2, None, None, "swiglu")
         parts = _parts(z, 1)
         through = NormGradient(z, gain, norm.stats, grad_z, parts)
         grad, dup2, _, ddown2, _ = mlp_backward(
-            grad_y, norm.normed, up2, down2, u2, "swiglu", norm=through, has_bias=False
+            grad_y, norm.normed, up2, down2, u2, "swiglu", norm=through, has_bias=False, hidden=hidden2
         )
-        dx, dup, _, ddown, _ = mlp_backward(grad, x, up, down, u, "swiglu", has_bias=False)
+        dx, dup, _, ddown, _ = mlp_backward(grad, x, up, down, u, "swiglu", has_bias=False, hidden=hidden)
         return [z, y, dx, dup, ddown, grad, *_summed(parts), dup2, ddown2]
 
     def plain(x: Tensor, up: Tensor, down: Tensor, residual: Tensor, gain: Tensor, up2: Tensor, down2: Tensor) -> Any:

@@ -150,7 +150,7 @@ def mlps(s: Sizes, random: Random) -> Iterator[Timed]:
         gated = activation == "swiglu"
         up, down = make(d, wide * (1 + gated), std=d**-0.5), make(wide, d, std=wide**-0.5)
         up_bias, down_bias = (None, None) if gated else (make(wide), make(d))
-        u = mlp_forward(x, up, up_bias, down, down_bias, None, activation)[1]
+        _, u, hidden = mlp_forward(x, up, up_bias, down, down_bias, None, activation)
         leaves = [x, up, down] if gated else [x, up, up_bias, down, down_bias]
 
         def plain(x: Tensor, up: Tensor, *rest: Tensor, gated: bool = gated, activation: str = activation) -> Tensor:
@@ -160,8 +160,10 @@ def mlps(s: Sizes, random: Random) -> Iterator[Timed]:
         def forward(of: Any = (x, up, up_bias, down, down_bias, None, activation)) -> list[Tensor]:
             return [mlp_forward(*of)[0]]
 
-        def backward(of: Any = (g, x, up, down, u, activation), bias: bool = not gated) -> list[Tensor]:
-            return [grad for grad in mlp_backward(*of, has_bias=bias) if grad is not None]
+        def backward(
+            of: Any = (g, x, up, down, u, activation), hidden: Tensor | None = hidden, bias: bool = not gated
+        ) -> list[Tensor]:
+            return [grad for grad in mlp_backward(*of, has_bias=bias, hidden=hidden) if grad is not None]
 
         flops = 2 * M * R * d * wide * (3 if gated else 2)
         peers = {"cublas": plain, "bmm": products} | ({"liger": _liger_swiglu} if gated else {})

@@ -2,8 +2,8 @@
 
     python -P -m gpu.tune attention [d256 d1024]      # or linear, mlp, head
 
-An operation is run once to learn what it asks of the table. For each such question the candidates are the tiles listed below and
-the neighbours of today's: one side halved or doubled, other warps, one stage more or less. A candidate counts that changes a
+An operation is run once to learn what it asks of the table. For each such question the candidates are those that the table lists
+and the neighbours of today's: one side halved or doubled, other warps, one stage more or less. A candidate counts that changes a
 launch and gives the same numbers; a row is proposed if it is 3 % faster, timed again. Candidates are compiled side by side
 first, one process a core.
 """
@@ -30,11 +30,6 @@ from pyscaling.kernels.tiles import Row, preferring
 SUBJECTS: dict[str, Callable[[Sizes, Random], Iterator[Any]]] = {
     "linear": linears, "mlp": mlps, "attention": attentions, "head": heads,
 }  # fmt: skip
-# By the table's names, beside the neighbours: what others found best on an H100, and what compiles without spills there.
-CANDIDATES: dict[str, tuple[tuple[Any, ...], ...]] = {
-    "attention forward": ((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (64, 128, 4, 3), (64, 64, 4, 4)),
-    "attention backward": ((128, 64, 8, 2), (64, 64, 4, 3), (64, 128, 8, 2), (128, 128, 8, 2)),
-}
 ENOUGH = 1.03  # times faster than today's
 Question = tuple[
     str, str, int, int, tuple[str, ...]
@@ -69,20 +64,27 @@ def launches(run: Callable[[], Any]) -> tuple[list[Tensor], list[Any]]:
         machinery.observers.remove(see)
 
 
-def candidates(operation: str, today: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """Tiles are sides, then warps and stages, then perhaps True for all registers."""
-    numbers = [value for value in today if not isinstance(value, bool)]
-    rest = today[len(numbers) :]
-    found = [(*listed, *rest) if len(listed) == len(numbers) else listed for listed in CANDIDATES.get(operation, ())]
-
-    def changed(i: int, value: int) -> tuple[Any, ...]:
-        return (*numbers[:i], value, *numbers[i + 1 :], *rest)
-
-    *sides, _, _ = range(len(numbers))
-    warps, stages = len(numbers) - 2, len(numbers) - 1
-    found += [changed(i, value) for i in sides for value in (numbers[i] // 2, 2 * numbers[i]) if 16 <= value <= 256]
-    found += [changed(warps, value) for value in (4, 8) if value != numbers[warps]]
-    found += [changed(stages, numbers[stages] + step) for step in (-1, 1) if numbers[stages] + step >= 1]
+def candidates(question: Question, today: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Those that the table lists for the question, and the neighbours of today's."""
+    operation, _, bits, width, conditions = question
+    found = [
+        row.tiles
+        for row in tiles.ATTENTION_CANDIDATES
+        if (row.operation, row.bits) == (operation, bits)
+        and width <= row.up_to
+        and set(row.only.split()) <= set(conditions)
+    ]
+    for i, (name, value) in enumerate(zip(tiles.fields(operation), today, strict=False)):
+        others: tuple[int, ...] = ()
+        if name.isupper() and value:
+            others = tuple(n for n in (value // 2, 2 * value) if 16 <= n <= 256)
+        elif name == "num_warps":
+            others = (4, 8)
+        elif name == "num_stages":
+            others = tuple(n for n in (value - 1, value + 1) if n >= 1)
+        elif name == "programs" and value:
+            others = (1, 2)
+        found += [(*today[:i], other, *today[i + 1 :]) for other in others]
     unique = dict.fromkeys(found)
     unique.pop(today, None)
     return list(unique)
@@ -106,7 +108,7 @@ def tuned(case: Any, direction: str, run: Callable[[], list[Tensor]], s: Sizes, 
     number = 0
     for question, today in questions.items():
         before, best = seconds_of(run), (0.0, today)
-        tried = candidates(question[0], today)
+        tried = candidates(question, today)
         for of in tried if ON_CARD else tried[:1]:
             number += 1
             if WARM and number % share[1] != share[0]:

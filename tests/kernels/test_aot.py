@@ -434,5 +434,7 @@ def test_the_command_refuses_before_it_compiles(
 
 def test_shipped_cases_are_named_once() -> None:
     names = [name for name, _ in aot.shipped_cases()]
-    wide = len(aot.WIDE_HEADS) * 2 + 5 * 3  # attention with a mask, in one dtype; products and the cross-entropy in three
+    wide = (
+        len(aot.WIDE_HEADS) * 2 + 5 * 3
+    )  # attention with a mask, in one dtype; products and the cross-entropy in three
     assert len(names) == len(set(names)) == len(aot.OPERATIONS) * 2 * 3 + wide

@@ -1,13 +1,14 @@
 """Products over tensor descriptors, with the tiles of sm_90 in Triton's interpreter, and sums over rows in parts."""
 
 import os
+from fnmatch import fnmatchcase
 from functools import partial
 
 import pytest
 import torch
 
 from pyscaling.kernels import reference
-from pyscaling.kernels.launch import compiled_for, observers
+from pyscaling.kernels.launch import MULTIPROCESSORS, compiled_for, observers
 from pyscaling.kernels.layer_norm import (
     Norm,
     NormGradient,
@@ -25,7 +26,7 @@ from pyscaling.kernels.linear import (
 )
 from pyscaling.kernels.mlp import down_job, mlp_backward, mlp_forward
 from pyscaling.kernels.product import describable, sum_splits
-from pyscaling.kernels.tiles import Row, preferring
+from pyscaling.kernels.tiles import ATTENTION_CANDIDATES, ROWS, Row, choose, fields, preferring
 
 DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -251,3 +252,17 @@ def test_delta_of_heads(target: str) -> None:
         assert torch.equal(grad_x, linear_backward(grad, x, weight, has_bias=False)[0])
     truth = (grad_x.double() * x.double()).view(M * B, T, n_head, head_dim).sum(-1).transpose(1, 2)
     close(delta, truth, SINGLE, 16)
+
+
+def test_every_row_of_the_table_says_what_its_tiles_are() -> None:
+    """As many numbers as there are names, a reason, and a target that exists or a pattern of some."""
+    known = [*MULTIPROCESSORS, "interpreter"]
+    for row in (*ROWS, *ATTENTION_CANDIDATES):
+        assert len(row.tiles) <= len(fields(row.operation)), row
+        assert row.reason and row.bits in (16, 32) and row.up_to > 0, row
+        assert all(any(fnmatchcase(target, pattern) for target in known) for pattern in row.targets.split()), row
+
+
+def test_an_operation_without_a_row_is_an_error_that_names_it() -> None:
+    with pytest.raises(KeyError, match="no tiles for linear forward of 32 bits, width 64, on gfx942; add a row"):
+        choose("linear forward", "gfx942", SINGLE, 64)

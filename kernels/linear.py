@@ -339,9 +339,11 @@ def linear_forward(
         DOT=dot_mode(x.dtype, target),
         **constants,
     )
-    if describable(target, x, weight, residual, out, None if norm is None else norm.normed):
-        kind = "linear forward" if norm is None else "linear forward and norm"
-        tiles = tiles_of(kind, n_row, d_out, x.dtype, target, d_in, least=64)
+    kind = "linear forward" if norm is None else "linear forward and norm"
+    if describable(target, x, weight, residual, out, None if norm is None else norm.normed) and (
+        chosen := choose(kind, target, x.dtype, d_in)
+    ):
+        tiles = cut_tiles(Tiles(*chosen), n_row, d_out, least=64)
         n_tile = n_member * cdiv(n_row, tiles.BLOCK_M) * cdiv(d_out, tiles.BLOCK_N)
         half = tiles.BLOCK_M, tiles.BLOCK_N // 2
         gain, norm_bias, rows, *rest = normed
@@ -398,8 +400,10 @@ def backward_job(
 
     width, by default d_in, and conditions: as the table has them.
     """
-    if is_described:
-        X_M, X_N, W_M, W_N, *rest = choose(operation, target, dtype, width or d_in, *conditions)
+    chosen = choose(operation, target, dtype, width or d_in, *conditions) if is_described else ()
+    is_described = bool(chosen)
+    if chosen:
+        X_M, X_N, W_M, W_N, *rest = chosen
         of_x = cut_tiles(Tiles(X_M, X_N, *rest), n_row, d_in, 64)
         of_weight = cut_tiles(Tiles(W_M, W_N, *rest), d_in, d_out, 64)
     else:

@@ -373,14 +373,18 @@ def mlp_forward(
         "DOT": dot_mode(x.dtype, target),
     }
     of_up_bias = (up_bias, up_bias.stride(0)) if up_bias is not None else (x, 0)
-    if max(d_in, d_model) > WIDEST_TILE:
+    out = x.new_empty(n_member, n_row, d_model)
+    is_described = describable(target, x, up, down, residual, u, out, None if norm is None else norm.normed)
+    gate = ("gated",) if gated else ()
+    chosen = None  # of the one launch by descriptors; () where the table has two launches instead
+    if is_described and max(d_in, d_model) <= WIDEST_TILE:
+        chosen = choose("mlp forward", target, x.dtype, max(d_in, d_model), *gate)
+    if max(d_in, d_model) > WIDEST_TILE or chosen == ():
         hidden = x.new_empty(n_member, n_row, d_ff)
-        is_described = describable(target, x, up)
-        tiles = (
-            tiles_of("mlp up", n_row, d_ff, x.dtype, target, d_in, *(("gated",) if gated else ()), least=64)
-            if is_described
-            else tiles_for(n_row, min(d_ff, 64 if gated else 128), x.dtype, target, u.shape[2], d_in)
-        )
+        if is_described:
+            tiles = tiles_of("mlp up", n_row, d_ff, x.dtype, target, d_in, *gate, least=64)
+        else:
+            tiles = tiles_for(n_row, min(d_ff, 64 if gated else 128), x.dtype, target, u.shape[2], d_in)
         launch(
             up_forward_kernel,
             (n_member * cdiv(n_row, tiles.BLOCK_M) * cdiv(d_ff, tiles.BLOCK_N),),
@@ -395,7 +399,6 @@ def mlp_forward(
             **tiles.options(),
         )  # fmt: skip
         return linear_forward(hidden, down, down_bias, residual, norm), u, hidden
-    out = x.new_empty(n_member, n_row, d_model)
     normed, constants = norm_arguments(norm, x)
     of_down_bias = (down_bias, down_bias.stride(0)) if down_bias is not None else (x, 0)
     declared = dict(
@@ -407,8 +410,8 @@ def mlp_forward(
         **kinds,
         **constants,
     )
-    if describable(target, x, up, down, residual, u, out, None if norm is None else norm.normed):
-        columns, *rest = choose("mlp forward", target, x.dtype, max(d_in, d_model), *(("gated",) if gated else ()))
+    if chosen:
+        columns, *rest = chosen
         if d_ff % columns == 0:
             tiles = Tiles(rest[0], max(64, triton.next_power_of_2(d_model)), 0, *rest[1:])
             half = tiles.BLOCK_M, tiles.BLOCK_N // 2

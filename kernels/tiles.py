@@ -3,7 +3,9 @@
 A row says: *operation* on *targets* (shell patterns, "sm_90 sm_100" or "sm_*") with numbers of *bits* and a width of *up_to*
 at most takes *tiles*, and why. *only* names what else must hold, such as "uneven" (widths that do not divide by 16) or
 "inside" (rotation or norm within attention). The first row that fits counts, so narrow rows stand before wide ones. What a
-width is, and what its tiles hold, the operation's own file says; a tile is cut there to sizes smaller than itself.
+width is, and what its tiles hold, the operation's own file says; a tile is cut there to sizes smaller than itself. Empty tiles
+say that this way is not taken there: a product over descriptors reads by pointers, the MLP takes two launches, the head chunks. A
+row of that kind, with the card and the date, is what keeps from use what a card has found wrong or slow.
 
 `make gpu PARTS=tune` times candidates on a card and proposes rows; none of these has been timed on one yet: where no reason
 says otherwise, a row holds the largest tiles seen to compile without spilled registers and within shared memory.
@@ -371,3 +373,9 @@ ADAMW_ROWS = (
 ROWS: tuple[Row, ...] = (
     *PRODUCT_ROWS, *BACKWARD_ROWS, *HEAD_CHUNK_ROWS, *MLP_ROWS, *ATTENTION_ROWS, *HEAD_ROWS, *EMBEDDING_ROWS, *ADAMW_ROWS
 )  # fmt: skip
+# What `make gpu PARTS=tune` times besides the neighbours of a row.
+CANDIDATES: tuple[Row, ...] = (
+    *ATTENTION_CANDIDATES,
+    Row("mlp forward", "sm_90", 16, 256, "", (), "two launches, each with tiles of full width"),
+    Row("mlp forward", "sm_90", 16, 256, "gated", (), "two launches, each with tiles of full width"),
+)

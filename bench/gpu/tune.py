@@ -69,7 +69,7 @@ def candidates(question: Question, today: tuple[Any, ...]) -> list[tuple[Any, ..
     operation, _, bits, width, conditions = question
     found = [
         row.tiles
-        for row in tiles.ATTENTION_CANDIDATES
+        for row in tiles.CANDIDATES
         if (row.operation, row.bits) == (operation, bits)
         and width <= row.up_to
         and set(row.only.split()) <= set(conditions)

@@ -26,7 +26,7 @@ from pyscaling.kernels.linear import (
 )
 from pyscaling.kernels.mlp import down_job, mlp_backward, mlp_forward
 from pyscaling.kernels.product import describable, sum_splits
-from pyscaling.kernels.tiles import ATTENTION_CANDIDATES, ROWS, Row, choose, fields, preferring
+from pyscaling.kernels.tiles import CANDIDATES, ROWS, Row, choose, fields, preferring
 
 DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -257,10 +257,43 @@ def test_delta_of_heads(target: str) -> None:
 def test_every_row_of_the_table_says_what_its_tiles_are() -> None:
     """As many numbers as there are names, a reason, and a target that exists or a pattern of some."""
     known = [*MULTIPROCESSORS, "interpreter"]
-    for row in (*ROWS, *ATTENTION_CANDIDATES):
+    for row in (*ROWS, *CANDIDATES):
         assert len(row.tiles) <= len(fields(row.operation)), row
         assert row.reason and row.bits in (16, 32) and row.up_to > 0, row
         assert all(any(fnmatchcase(target, pattern) for target in known) for pattern in row.targets.split()), row
+
+
+def test_empty_tiles_keep_a_way_from_use() -> None:
+    """Of a product over descriptors, and of the MLP in one launch: the numbers stay."""
+    M, R, d, F = 2, 40, 24, 64
+    x, up, down, gain = random(M, R, d), random(M, d, F, seed=1), random(M, F, d, seed=2), random(M, d, seed=3)
+    off = [Row(name, "sm_90", 16, 1e9, "", (), "wrong") for name in ("linear forward", "linear backward")]
+    two = [Row("mlp forward", "sm_90", 16, 1e9, "", (), "slow")]
+
+    def normed() -> Norm:
+        return Norm(gain, None, torch.empty_like(x), torch.empty(1, M, R, device=DEVICE))
+
+    with compiled_for("sm_90"):
+        with preferring(SMALL):
+            truth, gradients = linear_forward(x, up), linear_backward(random(M, R, F, seed=4), x, up, has_bias=False)
+            first = normed()
+            out, u, hidden = mlp_forward(x, up, None, down, None, None, "gelu", first)
+        with preferring([*off, *SMALL]):
+            assert kernels_of(lambda: linear_forward(x, up)) == ["linear_forward_kernel"]
+            assert not linear_job(x, up).described
+            close(linear_forward(x, up), truth)
+            for ours, theirs in zip(
+                linear_backward(random(M, R, F, seed=4), x, up, has_bias=False), gradients, strict=True
+            ):
+                assert ours is theirs or close(ours, theirs) is None
+        with preferring([*two, *SMALL]):
+            second = normed()
+            run = partial(mlp_forward, x, up, None, down, None, None, "gelu", second)
+            assert kernels_of(run) == ["up_forward_kernel", "linear_forward_described_kernel"]
+            again = run()
+            close(again[0], out, roundings=4)
+            close(second.normed, first.normed, roundings=4)
+            assert torch.equal(again[1], u) and hidden is None and again[2] is not None
 
 
 def test_an_operation_without_a_row_is_an_error_that_names_it() -> None:

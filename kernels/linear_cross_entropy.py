@@ -558,11 +558,12 @@ def backward_blocks(d: int, dtype: torch.dtype, target: str, *conditions: str) -
     return Blocks(*tiles) if tiles else None
 
 
-def _conditions(n_row: int, d: int, vocab: int, transposed: bool) -> tuple[str, ...]:
+def _conditions(n_row: int, d: int, vocab: int, transposed: bool, dtype: torch.dtype) -> tuple[str, ...]:
     """What of `HEAD_ROWS` in kernels/tiles.py holds."""
     uneven = d % 16 or (not transposed and vocab % 16)
     ragged = d != width_of(d) or vocab % 64 or n_row % 64
-    return (*(("uneven",) if uneven else ()), *(("ragged",) if ragged else ()))
+    held = {"uneven": uneven, "ragged": ragged, "float16": dtype == torch.float16}
+    return tuple(name for name, holds in held.items() if holds)
 
 
 def chunk_length(n_row: int, vocab: int) -> int:
@@ -594,7 +595,7 @@ def linear_cross_entropy_forward(
     transposed = _check(x, weight, targets)
     (n_member, n_row, d), vocab = x.shape, weight.shape[2]
     target = target_of(x.device)
-    blocks = forward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed))
+    blocks = forward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed, x.dtype))
     programs = n_member * cdiv(n_row, blocks.stay)
     splits = splits_for(programs // n_member, cdiv(vocab, blocks.loop * (1 + blocks.paired)), target, blocks.least)
     loss = torch.empty(n_member, n_row, dtype=torch.float32, device=x.device)
@@ -644,7 +645,7 @@ def linear_cross_entropy_backward(
     check("grad_weight", grad_weight, weight.shape, x, (torch.float32, weight.dtype))
     grad_transposed = _is_transposed("grad_weight", grad_weight)
     target = target_of(x.device)
-    blocks = backward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed))
+    blocks = backward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed, x.dtype))
     if blocks is None:
         return _backward_in_chunks(scale, x, weight, targets, lse, z_loss, grad_weight, accumulate)
     x_programs = n_member * cdiv(n_row, blocks.stay)

@@ -384,7 +384,9 @@ def mlp_forward(
         if is_described:
             tiles = tiles_of("mlp up", n_row, d_ff, x.dtype, target, d_in, *gate, least=64)
         else:
-            tiles = tiles_for(n_row, min(d_ff, 64 if gated else 128), x.dtype, target, u.shape[2], d_in)
+            # gate and value: half a tile, or registers spill
+            widest = (32 if x.dtype == torch.float32 else 64) if gated else 128
+            tiles = tiles_for(n_row, min(d_ff, widest), x.dtype, target, u.shape[2], d_in)
         launch(
             up_forward_kernel,
             (n_member * cdiv(n_row, tiles.BLOCK_M) * cdiv(d_ff, tiles.BLOCK_N),),

@@ -128,7 +128,7 @@ PRODUCT_ROWS = (
     # over tensor descriptors; the width is that of x
     Row("linear forward", "sm_90 sm_100", 16, 256, "", (128, 128, 64, 8, 3, False, 2), "few steps: one program multiplies, one stores"),
     Row("linear forward", "sm_90 sm_100", 16, ANY, "", (128, 256, 64, 8, 3, False, 1), "9.4 TB/s of the cache at the peak, not 12.5"),
-    Row("linear forward and norm", "sm_100", 16, ANY, "", (64, 256, 64, 8, 2, False, 1), "128 rows spill 0.6 KB"),
+    Row("linear forward and norm", "sm_100", 16, ANY, "", (64, 256, 64, 8, 2, True, 1), "128 rows spill 0.6 KB"),
     Row("linear forward and norm", "sm_90", 16, ANY, "", (128, 256, 64, 8, 2, False, 1), "whole rows; bound by memory"),
     Row("mlp up", "sm_90 sm_100", 16, ANY, "gated", (128, 128, 64, 8, 3), "gate and value, one after the other; two programs"),
     Row("mlp up", "sm_90 sm_100", 16, ANY, "", (128, 128, 64, 8, 3), "two programs: one multiplies, one forms activations and stores"),
@@ -191,6 +191,7 @@ ATTENTION_ROWS: tuple[Row, ...] = (
     Row(FORWARD, "gfx*", 32, 64, "", (64, 32, 4, 1), LDS),
     Row(FORWARD, "gfx*", 32, 128, "", (32, 32, 4, 1), LDS),
     Row(FORWARD, "gfx*", 32, 256, "", (16, 16, 4, 1), LDS),
+    Row(FORWARD, "sm_100", 32, 16, "inside", (64, 16, 4, 2), "steps of 32 spill 8 bytes"),
     Row(FORWARD, "sm_90 sm_100", 32, 64, "", (64, 32, 4, 2), "190 registers; a warpgroup takes 64 rows"),
     Row(FORWARD, "sm_90 sm_100", 32, 128, "", (64, 16, 4, 1), "247 registers"),
     Row(FORWARD, "sm_*", 32, 64, "", (64, 16, 4, 1), "218 registers; steps of 32 spill 0.3 KB"),
@@ -266,6 +267,7 @@ _BOTH = (16, 32)  # numbers of either size
 HEAD_ROWS = (
     Row("head forward", "sm_90", 16, 64, "uneven", (128, 64, 0, 8, 2, 128), "128 x 128 would spill addresses"),
     Row("head forward", "sm_90", 16, 128, "uneven", (128, 64, 0, 8, 2), "two programs would spill addresses"),
+    Row("head forward", "sm_100", 16, 128, "uneven", (128, 64, 0, 8, 2), "128 x 128 spills addresses"),
     Row(
         "head forward", "sm_90 sm_100", 16, 128, "", (128, 128, 0, 8, 2, 128),
         "128 registers and at most 96 KiB: two programs, one's exp beside the other's product of 64 x 128",
@@ -289,13 +291,16 @@ HEAD_ROWS = (
     Row("head forward", "gfx*", 16, 128, "", (128, 64, 0, 8, 2), "64 KiB of LDS"),
     Row("head forward", "gfx*", 16, ANY, "", (128, 128, 64, 8, 2), "64 KiB of LDS"),
     Row("head forward", "gfx*", 32, ANY, "", (64, 64, 16, 4, 2), "of a tile a thread of eight warps would load 8 bytes"),
+    Row("head forward", "sm_120", 32, ANY, "", (64, 32, 32, 8, 2), "each operand is split in registers: 64 columns spill"),
     Row("head forward", "sm_80", 32, ANY, "", (64, 64, 32, 8, 2), "each operand is split in registers: 128 rows spill"),
+    Row("head forward", "sm_100", 32, ANY, "uneven", (64, 64, 32, 8, 2), "addresses of one number each: 128 rows spill 16 bytes"),
     Row("head forward", "*", 32, ANY, "", (128, 64, 32, 8, 2), "each operand is split in registers: 128 columns would spill"),
     Row("head backward", "sm_90", 16, 64, "", (128, 64, 0, 8, 2, 128), "two programs, one's exp beside the other's products"),
     Row("head backward", "sm_90", 16, 128, "uneven", (128, 64, 0, 8, 2), "64 rows and four warps would spill addresses"),
     Row("head backward", "sm_90", 16, 128, "", (64, 64, 0, 4, 2), "two programs of four warps, three where nothing is cut"),
     Row("head backward", "sm_90", 16, 256, "uneven", (64, 32, 64, 8, 2), "more rows or columns would spill addresses"),
     Row("head backward", "sm_90", 16, 256, "ragged", (128, 64, 0, 8, 2), "64 rows and four warps would spill masks"),
+    Row("head backward", "sm_90", 16, 256, "float16", (128, 64, 0, 8, 2), "its units beside 64 rows and four warps spill 8 bytes"),
     Row(
         "head backward", "sm_90", 16, 256, "", (64, 64, 0, 4, 2),
         "sums of 64 x 256 are half of a thread's registers: two programs, one's exp beside the other's products of 64 x 64 and "
@@ -307,6 +312,7 @@ HEAD_ROWS = (
     Row("head backward", "sm_100", 16, 128, "", (128, 64, 0, 8, 2), "128 sums a thread"),
     Row("head backward", "sm_100", 16, 256, "", (128, 32, 0, 8, 2), "128 sums a thread"),
     Row("head backward", "sm_100", 16, 512, "", (64, 32, 64, 8, 2), "64 rows are the least that its instructions take"),
+    Row("head backward", "sm_120", 16, 256, "uneven", (64, 32, 0, 8, 2), "64 columns spill addresses"),
     Row("head backward", "sm_80 sm_120", 16, 256, "", (64, 64, 0, 8, 2), "at most 64 sums a thread, and operands beside them"),
     Row("head backward", "sm_80 sm_120", 16, 512, "", (32, 32, 0, 8, 2), "at most 64 sums a thread, and operands beside them"),
     Row("head backward", "gfx*", 16, 64, "", (64, 32, 0, 4, 2), "held operands lie in registers"),

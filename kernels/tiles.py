@@ -295,6 +295,7 @@ HEAD_ROWS = (
     Row("head forward", "sm_80", 32, ANY, "", (64, 64, 32, 8, 2), "each operand is split in registers: 128 rows spill"),
     Row("head forward", "sm_100", 32, ANY, "uneven", (64, 64, 32, 8, 2), "addresses of one number each: 128 rows spill 16 bytes"),
     Row("head forward", "*", 32, ANY, "", (128, 64, 32, 8, 2), "each operand is split in registers: 128 columns would spill"),
+    Row("head backward", "sm_90", 16, 64, "uneven", (128, 64, 0, 8, 2), "two programs would spill addresses"),
     Row("head backward", "sm_90", 16, 64, "", (128, 64, 0, 8, 2, 128), "two programs, one's exp beside the other's products"),
     Row("head backward", "sm_90", 16, 128, "uneven", (128, 64, 0, 8, 2), "64 rows and four warps would spill addresses"),
     Row("head backward", "sm_90", 16, 128, "", (64, 64, 0, 4, 2), "two programs of four warps, three where nothing is cut"),

@@ -7,7 +7,11 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-VENV := .venv$(patsubst constraints%,%,$(basename $(notdir $(CONSTRAINTS))))
+ifeq ($(wildcard $(CONSTRAINTS)),)
+$(error CONSTRAINTS=$(CONSTRAINTS) is no file; there are $(wildcard constraints*.txt))
+endif
+OF := $(patsubst -%,%,$(patsubst constraints%,%,$(basename $(notdir $(CONSTRAINTS)))))
+VENV := .venv$(if $(OF),-$(OF))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
@@ -30,7 +34,7 @@ bench: $(READY)
 
 gpu:
 	@python=$(PYTHON); if [ "$(DEVICE)" = cpu ] && ! $$python -c 'import torch, triton' 2>/dev/null; then \
-		$(MAKE) --no-print-directory $(READY) && python=$(BIN)/python || exit 1; fi; \
+		make --no-print-directory $(READY) && python=$(BIN)/python || exit 1; fi; \
 	PYTHONPATH=bench $$python -P -m gpu.run $(foreach option,DEVICE OUT WHEELS PARTS TEXT LIMITS,$(if $($(option)),--$(option)='$($(option))'))
 
 # What a machine with a card but no package index may lack, for its Python 3.12.

@@ -5,7 +5,8 @@
 gives functions; their files, of the same names, hold the launchers (`from pyscaling.kernels.mlp import mlp_forward`).
 Nothing is imported before it is asked for: `reference` needs no Triton.
 
-None of it has run on hardware yet. Gradients are for reverse mode, once: no torch.func.jvp, no gradient of a gradient.
+None of it has run on hardware yet. Gradients are for torch.autograd and torch.compile, once: forward
+mode raises, torch.func.grad does not take them, and there is no gradient of a gradient.
 Under torch.autocast nothing is cast: inputs must share a dtype, so cast the weights yourself. Attention takes as many key
 and value heads as query heads; grouped-query attention repeats them first.
 """

@@ -17,6 +17,8 @@ Bytes at least: 32 M P (gradient twice, weights and moments read and written), 2
 Not run on hardware.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -201,6 +203,10 @@ def adamw_step(
     """
     check_number("n_decayed", n_decayed, whole=True)
     check_number("embedding_rate", embedding_rate)
+    if not 0.0 <= embedding_rate < math.inf:
+        raise ValueError(
+            f"embedding_rate must be finite and not negative, got {embedding_rate}; 1 treats all weights alike."
+        )
     check_first("flat", flat)
     check("flat", flat, (None, None), flat, (torch.float32,))
     for name, tensor in (("gradient", gradient), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):

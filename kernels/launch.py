@@ -278,6 +278,13 @@ class _Operator(torch.library.CustomOpDef):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if torch.compiler.is_compiling() or options or not _unwatched(args):
+            if forward_ad._current_level >= 0 and any(
+                forward_ad.unpack_dual(a).tangent is not None for a in args if isinstance(a, Tensor)
+            ):  # PyTorch's dispatcher would take the derivative of an operator without one for zero
+                raise NotImplementedError(
+                    f"{self._name} has no forward-mode derivative; take a gradient in reverse, by torch.autograd.grad, or use "
+                    "pyscaling.kernels.reference."
+                )
             return self._opoverload(*args, **options)
         if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)):
             return self._init_fn(*args)

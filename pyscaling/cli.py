@@ -355,7 +355,7 @@ def study_command(
         Path | None, typer.Argument(metavar="[SPEC.toml]", help="A study of your own.", show_default=False)
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="A study that comes with pyscaling: smoke, cpu (the default) or gpu.")
+        str | None, typer.Option(help="A study that comes with pyscaling: smoke, cpu (the default), gpu-mini or gpu.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: studies/NAME]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: cores]")] = None,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,6 +102,11 @@ def test_parts_are_chosen_in_their_order() -> None:
     assert run.limits("check=200 grid=40.5") == {"check": 200.0, "grid": 40.5}
     with pytest.raises(ValueError, match="LIMITS names gird; known are check, "):
         run.limits("gird=1")
+    for wrong in ("check", "check=x", "check=-1", "check=nan", "check=0"):
+        with pytest.raises(ValueError, match="LIMITS has check=.*; give seconds, more than 0"):
+            run.limits(wrong)
+    with pytest.raises(ValueError, match="PARTS=',' names no part"):
+        run.chosen(",")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +142,72 @@ def test_exit_status_tells_whether_all_went_well(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(run, "PARTS", parts[1:])
     assert run.main(["--OUT", str(tmp_path)]) == 0
     assert run.main(["--OUT", str(tmp_path), "--PARTS", "third"]) == 2
+
+
+def test_results_of_another_machine_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder's results are of one device, card, commit, torch and triton; the same ones add to it and keep its date."""
+    monkeypatch.setattr(run, "PARTS", [part(script("well", "put(a=1)"))])
+    facts = {"card": "a card", "commit": "abc", "torch": "2.11", "triton": "3.6"}
+    monkeypatch.setattr(run, "probe", lambda environment: dict(facts))
+    assert run.main(["--OUT", str(tmp_path)]) == 0
+    before = json.loads((tmp_path / "facts.json").read_text())
+    assert run.main(["--OUT", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "facts.json").read_text()) == before
+    assert run.main(["--OUT", str(tmp_path), "--DEVICE", "cpu"]) == 2
+    assert "holds results of device cuda; choose another folder" in capsys.readouterr().err
+    facts["commit"] = "def"
+    assert run.main(["--OUT", str(tmp_path)]) == 2
+    assert json.loads((tmp_path / "facts.json").read_text()) == before
+
+
+def test_folders_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert run.main(["--OUT", str(out)]) == 2
+        assert "cannot be a folder" in capsys.readouterr().err
+    assert run.main(["--OUT", str(tmp_path / "out"), "--WHEELS", str(tmp_path / "absent")]) == 2
+    assert "absent is no folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_part_says_so(how: signal.Signals, tmp_path: Path) -> None:
+    """Its rows so far are kept, what an earlier call found of it is gone, no job goes on, and the record is written."""
+    (tmp_path / "fake.json").write_text('{"status": "ok"}')
+    code = f"""
+import json, os, sys
+from dataclasses import replace
+from gpu import run
+from gpu.parts import Job, Part
+hangs = Job("hangs", ("-c", {WRITES + "put(pid=os.getpid()); import time; time.sleep(60)"!r}))
+after = Job("after", ("-c", {WRITES + "put(a=1)"!r}))
+run.PARTS = [Part("fake", 60.0, "hangs", lambda device: [hangs]), Part("record", 60.0, "ends", lambda device: [after])]
+run.probe = lambda environment: {{"card": "a card"}}
+sys.exit(run.main(["--OUT", {str(tmp_path)!r}]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "bench")}
+    process = subprocess.Popen([sys.executable, "-P", "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    rows, deadline = tmp_path / "fake-hangs.jsonl", time.monotonic() + 20
+    while not (rows.exists() and rows.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "interrupted; OUT=" in said and "Traceback" not in said
+    result = json.loads((tmp_path / "fake.json").read_text())
+    assert result["status"] == "interrupted" and len(result["rows"]) == 1
+    assert json.loads((tmp_path / "record.json").read_text())["status"] == "ok"
+    assert not alive(result["rows"][0]["pid"])
+
+
+def test_another_run_of_a_card_and_day_keeps_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "DOCS", tmp_path)
+    (tmp_path / "hardware").mkdir()
+    first, second = ({"facts": {"card": "A", "date": "2026-01-01", "began": f"1{n}:00"}} for n in (1, 2))
+    assert record.place_of(first).name == "a-2026-01-01.json"
+    record.place_of(first).write_text(json.dumps(first))
+    assert record.place_of(first).name == "a-2026-01-01.json"
+    assert record.place_of(second).name == "a-2026-01-01-2.json"
 
 
 def test_all_processes_of_a_part_have_names_of_their_own() -> None:

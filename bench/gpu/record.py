@@ -72,6 +72,16 @@ def file_name(facts: dict[str, Any]) -> str:
 # ---- aims -----------------------------------------------------------------------------------------------------------
 
 
+def place_of(record: Record) -> Path:
+    """Its file in docs/hardware: another run of that card and day keeps its own."""
+    first = DOCS / "hardware" / file_name(record["facts"])
+    file, number = first, 1
+    while file.exists() and json.loads(file.read_text())["facts"].get("began") != record["facts"].get("began"):
+        number += 1
+        file = first.with_stem(f"{first.stem}-{number}")
+    return file
+
+
 def peak_of(record: Record) -> tuple[float, float] | None:
     """FLOP/s of bf16 products and bytes/s, as measured on the card itself."""
     rows = record["rows"].get("time", [])
@@ -201,8 +211,8 @@ def aims(record: Record | None) -> list[list[str]]:
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 _HOW = """`make gpu` proves every kernel operation on this machine's card against float64, times it beside its peers and writes
-this page. It takes the machine's own python3, torch and triton (3.6.0 with torch 2.11, or 3.7.1 with 2.13), needs no package
-index, and some ten minutes on an H100.
+this page. It takes the machine's own python3, torch and triton (3.6.0 with torch 2.11, or 3.7.1 with 2.13), numpy and pytest,
+needs no package index, and some ten minutes on an H100.
 
     make gpu                          # the whole; results in .gpu-out/<date>, records in docs/hardware/
     make gpu PARTS="check step"       # parts: check tests warm step time grid tune record
@@ -427,10 +437,16 @@ def main() -> None:
             (out / "hardware.md").write_text(first + page([record]))
             print(f"not a measurement; its page is {out / 'hardware.md'}")
             return
-        (DOCS / "hardware").mkdir(exist_ok=True)
-        for file in (out / "record.json", DOCS / "hardware" / file_name(record["facts"])):
+        (out / "hardware.json").write_text(written(record))
+        (out / "hardware.md").write_text(page([record]))
+        print(f"written to {out / 'hardware.json'} and hardware.md beside it")
+        try:
+            (DOCS / "hardware").mkdir(exist_ok=True)
+            file = place_of(record)
             file.write_text(written(record))
-            print(f"written to {file}")
+        except OSError as error:
+            sys.exit(f"{DOCS} cannot be written ({error.strerror}): bring hardware.json to docs/hardware/ by hand.")
+        print(f"written to {file}")
     text = page(json.loads(file.read_text()) for file in sorted((DOCS / "hardware").glob("*.json")))
     (DOCS / "hardware.md").write_text(text)
     if "PYSCALING_GPU_OUT" in os.environ:

@@ -94,6 +94,8 @@ def joined_package(folder: Path) -> Path:
 def unpack_wheels(wheels: Path, folder: Path) -> str:
     """Installs the wheels of packages that this Python lacks into a folder of its own; returns the pip's complaint."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
+    if not wheels.is_dir():
+        return f"WHEELS={wheels} is no folder"
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
         return f"WHEELS={wheels} holds no .whl file"
@@ -185,23 +187,31 @@ def run_part(part: Part, device: str, out: Path, environment: dict[str, str], se
     """Runs a part and puts <part>.json into `out`, with the rows of its jobs as far as each got."""
     jobs, began = part.jobs(device), time.monotonic()
     print(f"{part.name}: {part.what} ({len(jobs)} processes, at most {seconds:.0f} s)", flush=True)
+    (out / f"{part.name}.json").unlink(missing_ok=True)  # of an earlier call: no result of this one
     at_once = (os.cpu_count() or 1) if part.side_by_side or device == "cpu" else 1
     if at_once > 1:  # a core each: Inductor would start as many compilers in every one
         environment = environment | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
-    ended = run_jobs(part.name, jobs, seconds, at_once, out, environment)
-    statuses = {of["status"] for of in ended.values()}
-    rows = [row | {"job": job.name} for job in jobs for row in read_rows(out / f"{part.name}-{job.name}.jsonl")]
-    wrong = [row for row in rows if row.get("ok") is False]
-    status = (
-        "timed out" if statuses & {"timed out", "not begun"} else "failed" if "failed" in statuses or wrong else "ok"
-    )
-    result = {
-        "part": part.name, "status": status, "seconds": round(time.monotonic() - began, 1), "limit_s": seconds,
-        "wrong": len(wrong), "jobs": ended, "rows": rows,
-    }  # fmt: skip
-    write_json(out / f"{part.name}.json", result)
-    counted = f"{len(rows)} rows" + (f", {len(wrong)} of them wrong" if wrong else "")
-    print(f"{part.name}: {status}, {counted}, {result['seconds']} s", flush=True)
+    ended: dict[str, Any] = {}
+    try:
+        ended = run_jobs(part.name, jobs, seconds, at_once, out, environment)
+    finally:  # what an interrupted part found lasts, too
+        statuses = {of["status"] for of in ended.values()}
+        rows = [row | {"job": job.name} for job in jobs for row in read_rows(out / f"{part.name}-{job.name}.jsonl")]
+        wrong = [row for row in rows if row.get("ok") is False]
+        status = "ok"
+        if not ended and jobs:
+            status = "interrupted"
+        elif statuses & {"timed out", "not begun"}:
+            status = "timed out"
+        elif "failed" in statuses or wrong:
+            status = "failed"
+        result = {
+            "part": part.name, "status": status, "seconds": round(time.monotonic() - began, 1), "limit_s": seconds,
+            "wrong": len(wrong), "jobs": ended, "rows": rows,
+        }  # fmt: skip
+        write_json(out / f"{part.name}.json", result)
+        counted = f"{len(rows)} rows" + (f", {len(wrong)} of them wrong" if wrong else "")
+        print(f"{part.name}: {status}, {counted}, {result['seconds']} s", flush=True)
     return result
 
 
@@ -230,6 +240,8 @@ def chosen(names: str) -> list[Part]:
     wanted, known = set(names.replace(",", " ").split()), [part.name for part in PARTS]
     if unknown := wanted - set(known):
         raise ValueError(f"PARTS names {', '.join(sorted(unknown))}; known are {', '.join(known)}.")
+    if not wanted and names.strip():
+        raise ValueError(f"PARTS={names!r} names no part; known are {', '.join(known)}.")
     if not wanted:
         return [part for part in PARTS if not part.asked_for]
     return [part for part in PARTS if part.name in wanted | {"record"}]
@@ -237,11 +249,17 @@ def chosen(names: str) -> list[Part]:
 
 def limits(text: str) -> dict[str, float]:
     """Seconds of parts, "check=200 grid=400", in place of their own."""
-    given = dict(item.split("=", 1) for item in text.replace(",", " ").split())
+    given: dict[str, str] = {}
+    for item in text.replace(",", " ").split():
+        name, _, value = item.partition("=")
+        given[name] = value
     if unknown := given.keys() - {part.name for part in PARTS}:
         raise ValueError(
             f"LIMITS names {', '.join(sorted(unknown))}; known are {', '.join(part.name for part in PARTS)}."
         )
+    for name, value in given.items():
+        if not value.replace(".", "", 1).isdigit() or float(value) <= 0:
+            raise ValueError(f'LIMITS has {name}={value}; give seconds, more than 0: LIMITS="{name}=200".')
     return {name: float(value) for name, value in given.items()}
 
 
@@ -262,6 +280,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == "cpu" and not given.parts:
         parts = list(PARTS)  # what is asked for elsewhere, too: here it only has to work
     out = (given.out or ROOT / ".gpu-out" / time.strftime("%Y-%m-%d-%H%M%S")).resolve()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"OUT={out} cannot be a folder: {error.strerror}; choose another.", file=sys.stderr)
+        return 2
+    code = 2
+    try:
+        code = _run(parts, seconds, given, out)
+    finally:
+        if code == 2 and not any(out.iterdir()):
+            out.rmdir()
+    return code
+
+
+_ONE_RUN = ("device", "card", "commit", "torch", "triton")  # a folder's results are of one of each
+
+
+def _run(parts: Sequence[Part], seconds: dict[str, float], given: argparse.Namespace, out: Path) -> int:
     environment = _environment(given.device, out, given.text)
     if given.wheels is not None:
         complaint = unpack_wheels(given.wheels, out / "wheels")
@@ -271,20 +307,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = probe(environment)
     lacking = facts.get("error") or (given.device == "cuda" and "card" not in facts and "torch sees no card")
     if lacking:
-        print(_nothing_to_run(str(lacking), parts), file=sys.stderr)
+        print(_nothing_to_run(str(lacking), given.device, parts), file=sys.stderr)
         return 2
-    out.mkdir(parents=True, exist_ok=True)
+    facts |= {"device": given.device, "date": time.strftime("%Y-%m-%d"), "began": time.strftime("%Y-%m-%d %H:%M:%S")}
+    if (out / "facts.json").exists():
+        before = json.loads((out / "facts.json").read_text())
+        other = [f"{name} {before.get(name)}" for name in _ONE_RUN if before.get(name) != facts.get(name)]
+        if other:
+            print(f"OUT={out} holds results of {', '.join(other)}; choose another folder.", file=sys.stderr)
+            return 2
+        facts |= {name: before[name] for name in ("date", "began")}
     joined_package(out / "package")
-    facts |= {"device": given.device, "date": time.strftime("%Y-%m-%d")}
     write_json(out / "facts.json", facts)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), f"results in {out}", sep="\n", flush=True)
-    results = []
-    for part in parts:
-        if part.jobs(given.device):
-            results.append(run_part(part, given.device, out, environment, seconds.get(part.name, part.seconds)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no job outlives this process
+    results, interrupted = [], False
+    try:
+        for part in parts:
+            if part.jobs(given.device):
+                results.append(run_part(part, given.device, out, environment, seconds.get(part.name, part.seconds)))
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"interrupted; OUT={out} PARTS=... goes on with the parts that it names", file=sys.stderr)
+        last = parts[-1]
+        run_part(last, given.device, out, environment, last.seconds)
     for result in results:
         print(f"{result['part']:>8}  {result['status']}")
-    return 0 if all(result["status"] == "ok" for result in results) else 1
+    return 130 if interrupted else 0 if all(result["status"] == "ok" for result in results) else 1
 
 
 def _environment(device: str, out: Path, text: str) -> dict[str, str]:
@@ -301,11 +350,12 @@ def _environment(device: str, out: Path, text: str) -> dict[str, str]:
     return environment
 
 
-def _nothing_to_run(why: str, parts: Sequence[Part]) -> str:
+def _nothing_to_run(why: str, device: str, parts: Sequence[Part]) -> str:
     would = "\n".join(f"  {part.name:>8}  {part.what}, at most {part.seconds:.0f} s" for part in parts)
     return (
-        f"make gpu: {why} ({sys.executable}). On a machine with a card, torch and triton it would run\n{would}\n"
-        "Choose another Python with PYTHON=..., or see all of it work at tiny sizes: make gpu DEVICE=cpu"
+        f"make gpu: {why} ({sys.executable}). On a machine with a card, torch, triton, numpy and pytest it would run\n{would}\n"
+        "Choose another Python with PYTHON=..."
+        + (", or see all of it work at tiny sizes: make gpu DEVICE=cpu" if device != "cpu" else ".")
     )
 
 

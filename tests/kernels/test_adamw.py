@@ -187,6 +187,7 @@ def test_operator() -> None:
         ({"n_decayed": 9}, "n_decayed must be from 0 to the 8 columns of flat, got 9"),
         ({"n_decayed": 1.5}, "n_decayed must be a whole number, got 1.5"),
         ({"embedding_rate": "a"}, "embedding_rate must be a number, got 'a'"),
+        ({"embedding_rate": float("nan")}, "embedding_rate must be finite and not negative, got nan"),
         ({"flat": None}, "flat must be a tensor, got NoneType"),
         ({"loss": 1.0}, "loss must be a tensor, got float"),
     ],

@@ -233,6 +233,8 @@ def test_transforms_take_the_operator() -> None:
     (gradient,) = torch.autograd.grad(launch_test_square(leaf, 2.0).sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula|Trying to backward"):
         gradient.sum().backward()
+    with pytest.raises(NotImplementedError, match="launch_test_square has no forward-mode derivative"):
+        torch.func.jvp(lambda x: launch_test_square(x, 2.0), (x,), (x,))
     compiled = torch.compile(lambda x: launch_test_square(x, 2.0) + 1.0, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), launch_test_square(x, 2.0) + 1.0)
 

@@ -24,7 +24,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels.launch import cdiv, check, check_first, check_number, launch, operator, target_of
+from pyscaling.kernels.launch import (
+    cdiv,
+    check,
+    check_first,
+    check_number,
+    launch,
+    next_power_of_2,
+    operator,
+    target_of,
+)
 from pyscaling.kernels.tiles import choose
 
 SETTINGS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "clip")
@@ -152,7 +161,7 @@ def adamw_update(
         reads=[flat, gradient, exp_avg, exp_avg_sq, settings, clock, loss, alive, parts],
         writes=[flat, exp_avg, exp_avg_sq, cast, norm],
         HAS_CAST=cast is not None,
-        PARTS=triton.next_power_of_2(n_part),
+        PARTS=next_power_of_2(n_part),
         BLOCK=block,
         num_warps=warps,
     )  # fmt: skip

@@ -39,6 +39,7 @@ from pyscaling.kernels.launch import (
     dot,
     dot_mode,
     launch,
+    next_power_of_2,
     operator,
     target_of,
 )
@@ -73,7 +74,7 @@ def backward_blocks(q: Tensor, n_key: int, inside: bool) -> Blocks:
 
 def _blocks(operation: str, q: Tensor, inside: bool) -> Blocks:
     """The table's: its width is head_dim as padded to a power of two, "padded" says that it was none."""
-    wide = triton.next_power_of_2(q.shape[3])
+    wide = next_power_of_2(q.shape[3])
     conditions = [name for name, holds in (("inside", inside), ("padded", q.shape[3] != wide)) if holds]
     return Blocks(*choose(operation, target_of(q.device), q.dtype, wide, *conditions))
 
@@ -83,8 +84,8 @@ def _cut(blocks: Blocks, n_own: int, n_walked: int, head_dim: int) -> Blocks:
 
     Of heads wider than 64 the warps stay: what is walked over is shared by them all, and half of them would spill.
     """
-    block = min(blocks.BLOCK, max(16, triton.next_power_of_2(n_own)))
-    step = min(blocks.STEP, max(16, triton.next_power_of_2(n_walked)))
+    block = min(blocks.BLOCK, max(16, next_power_of_2(n_own)))
+    step = min(blocks.STEP, max(16, next_power_of_2(n_walked)))
     num_warps = blocks.num_warps if head_dim > 64 else max(4, blocks.num_warps * block // blocks.BLOCK)
     return Blocks(block, step, num_warps, blocks.num_stages, blocks.all_registers)
 
@@ -612,10 +613,8 @@ def _delta(grad_out: Tensor, out: Tensor) -> Tensor:
     """rowsum(grad_out * out) [B, n_head, T_q] in float32."""
     n_batch, n_head, n_query, head_dim = out.shape
     delta = out.new_empty(n_batch, n_head, n_query, dtype=torch.float32)
-    wide = triton.next_power_of_2(head_dim)
-    rows = min(
-        4096 // wide, max(16, triton.next_power_of_2(n_query))
-    )  # in 16 bits four loads of 16 bytes a thread and tensor
+    wide = next_power_of_2(head_dim)
+    rows = min(4096 // wide, max(16, next_power_of_2(n_query)))  # in 16 bits four loads of 16 bytes a thread and tensor
     unit, strides = _strides(grad_out)
     launch(
         attention_delta_kernel,
@@ -697,8 +696,8 @@ def _pairs(n_query: int, n_key: int, causal: bool) -> int:
 
 def _constants(q: Tensor, causal: bool, rope: bool, norm: bool, unit: int, far: bool, blocks: Blocks) -> dict[str, int]:
     head_dim = q.shape[3]
-    wide = max(16, triton.next_power_of_2(head_dim))
-    part = max(16, triton.next_power_of_2(head_dim - head_dim // 2)) if rope else wide
+    wide = max(16, next_power_of_2(head_dim))
+    part = max(16, next_power_of_2(head_dim - head_dim // 2)) if rope else wide
     return dict(
         CAUSAL=causal, ROPE=rope, NORM=norm, HEAD_DIM=head_dim, UNIT=unit, FAR=far, PART=part, WIDE=wide,
         DOT=dot_mode(q.dtype, target_of(q.device)), **blocks._asdict(),

@@ -41,6 +41,7 @@ from pyscaling.kernels.launch import (
     dot,
     dot_mode,
     launch,
+    next_power_of_2,
     operator,
     rows_contiguous,
     target_of,
@@ -181,7 +182,7 @@ def embedding_forward(tokens: Tensor, weight: Tensor, position: Tensor | None = 
     n_row = n_sequence * length
     out = torch.empty(n_member, n_row, d, dtype=weight.dtype, device=weight.device)
     numbers, most = choose("embedding forward", target_of(weight.device), weight.dtype, d)
-    block = min(most, triton.next_power_of_2(d))
+    block = min(most, next_power_of_2(d))
     rows = max(1, min(numbers // block, 64))
     launch(
         embedding_forward_kernel,
@@ -220,15 +221,13 @@ def embedding_backward(
         grad_weight = torch.empty(n_member, vocab_size, d, dtype=torch.float32, device=grad.device)
     full, target = grad.dtype == torch.float32, target_of(grad.device)
     (least,) = choose("embedding bucket", target, grad.dtype, d)
-    slots = min(
-        128, max(least, triton.next_power_of_2(cdiv(vocab_size, MOST_BUCKETS)))
-    )  # 128 at most, for the registers
-    buckets = triton.next_power_of_2(cdiv(vocab_size, slots))
+    slots = min(128, max(least, next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))  # 128 at most, for the registers
+    buckets = next_power_of_2(cdiv(vocab_size, slots))
     if n_row * slots >= 2**31:
         raise ValueError(f"tokens must hold fewer than {2**31 // slots} tokens a member, got {n_row}; split the batch.")
     places = torch.empty(n_member, n_row, dtype=torch.int32, device=grad.device)
     block, step, blocks, rows, most, num_warps = choose("embedding places", target, grad.dtype, d)
-    n_block, columns = cdiv(n_row, block), min(most, triton.next_power_of_2(d))
+    n_block, columns = cdiv(n_row, block), min(most, next_power_of_2(d))
     starts = torch.empty(n_member, buckets + 1, n_block, dtype=torch.int32, device=grad.device)
     context = grad_position.shape[1] if grad_position is not None else 0
     launch(
@@ -240,7 +239,7 @@ def embedding_backward(
         reads=[tokens, tokens, grad if grad_position is not None else None],
         writes=[places, starts, grad_position],
         BUCKETS=buckets,
-        ALL_BUCKETS=triton.next_power_of_2(buckets + 1),
+        ALL_BUCKETS=next_power_of_2(buckets + 1),
         SLOTS=slots,
         D=d,
         BLOCK=block,
@@ -250,7 +249,7 @@ def embedding_backward(
         num_warps=num_warps,
     )  # fmt: skip
     rows, most, num_warps = choose("embedding backward", target, grad.dtype, slots)
-    columns = min(most, max(16, triton.next_power_of_2(d)))
+    columns = min(most, max(16, next_power_of_2(d)))
     launch(
         embedding_backward_kernel,
         (buckets, n_member, cdiv(d, columns)),

@@ -33,6 +33,7 @@ from pyscaling.kernels.launch import (
     check_number,
     check_tensors,
     launch,
+    next_power_of_2,
     operator,
     rows_contiguous,
     target_of,
@@ -81,8 +82,8 @@ def norm_tile_rows(n_row: int, d: int, dtype: torch.dtype, target: str) -> int:
     Half as many on sm_80 and sm_120, whose operands lie in registers, too.
     """
     sums = 4096 if dtype == torch.float32 else 8192 if target in ("sm_80", "sm_120") else 16384
-    most = 2 * INTERPRETER_SIDE if target == "interpreter" else min(64, max(16, sums // triton.next_power_of_2(d)))
-    return min(most, max(16, triton.next_power_of_2(n_row)))
+    most = 2 * INTERPRETER_SIDE if target == "interpreter" else min(64, max(16, sums // next_power_of_2(d)))
+    return min(most, max(16, next_power_of_2(n_row)))
 
 
 def tile_for(n_row: int, d: int, elements: int, target: str) -> Tile:
@@ -90,8 +91,8 @@ def tile_for(n_row: int, d: int, elements: int, target: str) -> Tile:
 
     How many members there are has no say, or a member's last bits would depend on it.
     """
-    block = triton.next_power_of_2(d)
-    rows = max(1, min(elements // block, 128, triton.next_power_of_2(n_row)))
+    block = next_power_of_2(d)
+    rows = max(1, min(elements // block, 128, next_power_of_2(n_row)))
     while rows > 1 and cdiv(n_row, rows) < 2 * MULTIPROCESSORS.get(target, 132):
         rows //= 2
     return Tile(rows, block)
@@ -458,7 +459,7 @@ def sum_all_parts(parts: Tensor, gradient: Tensor, places: Tensor, sums: SplitSu
         parts, places, splits, table, gradient, n_array, n_part, d, gradient.stride(0),
         reads=[parts, places, *([] if sums is None else [splits, table])],
         writes=[parts[:, :, 0], None if sums is None else splits[: sums.total]],
-        PARTS=min(64, triton.next_power_of_2(n_part)),
+        PARTS=min(64, next_power_of_2(n_part)),
         COLUMNS=columns,
         STRETCH=STRETCH,
     )  # fmt: skip
@@ -528,7 +529,7 @@ def layer_norm_backward(
             n_part, d, grad_gain.stride(0), grad_bias.stride(0) if grad_bias is not None else 0,
             reads=[parts],
             writes=[grad_gain, grad_bias],
-            PARTS=min(64, triton.next_power_of_2(n_part)),
+            PARTS=min(64, next_power_of_2(n_part)),
             COLUMNS=columns,
         )  # fmt: skip
     return grad_z, grad_gain, grad_bias

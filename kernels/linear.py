@@ -30,6 +30,7 @@ from pyscaling.kernels.launch import (
     check_tensors,
     dot_mode,
     launch,
+    next_power_of_2,
     operator,
     rows_contiguous,
     target_of,
@@ -74,7 +75,7 @@ def norm_tiles_for(n_row: int, d: int, dtype: torch.dtype, target: str, *widths:
     """Tiles of whole rows of d numbers, so that a norm may follow, that read by pointers."""
     uneven = ("uneven",) if any(width % 16 for width in widths) else ()
     tiles = Tiles(*choose("product of whole rows", target, dtype, d, *uneven))
-    M, N = norm_tile_rows(n_row, d, dtype, target), max(16, triton.next_power_of_2(d))
+    M, N = norm_tile_rows(n_row, d, dtype, target), max(16, next_power_of_2(d))
     few = M * N < 64 * 128 and dtype.itemsize == 2 and not uneven
     return tiles._replace(BLOCK_M=M, BLOCK_N=N, num_warps=4 if few else tiles.num_warps)
 

@@ -60,6 +60,7 @@ from pyscaling.kernels.launch import (
     dot,
     dot_mode,
     launch,
+    next_power_of_2,
     operator,
     target_of,
 )
@@ -538,7 +539,7 @@ class Blocks(NamedTuple):
 
 
 def width_of(d: int) -> int:
-    return max(16, triton.next_power_of_2(d))
+    return max(16, next_power_of_2(d))
 
 
 def forward_blocks(d: int, dtype: torch.dtype, target: str, *conditions: str) -> Blocks:

@@ -34,6 +34,7 @@ from pyscaling.kernels.launch import (
     dot,
     dot_mode,
     launch,
+    next_power_of_2,
     operator,
     rows_contiguous,
     target_of,
@@ -408,14 +409,14 @@ def mlp_forward(
         writes=[u, out, *(norm[2:4] if norm else ())],
         flops=2 * n_member * n_row * (d_in * u.shape[2] + d_ff * d_model),
         HAS_RESIDUAL=residual is not None,
-        BLOCK_D=max(16, triton.next_power_of_2(d_in)),
+        BLOCK_D=max(16, next_power_of_2(d_in)),
         **kinds,
         **constants,
     )
     if chosen:
         columns, *rest = chosen
         if d_ff % columns == 0:
-            tiles = Tiles(rest[0], max(64, triton.next_power_of_2(d_model)), 0, *rest[1:])
+            tiles = Tiles(rest[0], max(64, next_power_of_2(d_model)), 0, *rest[1:])
             half = tiles.BLOCK_M, tiles.BLOCK_N // 2
             gain, norm_bias, rows, *others = normed
             options = tiles.options()

@@ -18,6 +18,7 @@ Not run on hardware: bfloat16 is checked by compilation and, cast up, in the int
 """
 
 import functools
+from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pyscaling.kernels.launch import MULTIPROCESSORS, cdiv, dot, launch
+from pyscaling.kernels.launch import MULTIPROCESSORS, cdiv, dot, launch, next_power_of_2
 from pyscaling.kernels.layer_norm import norm_rows
 from pyscaling.kernels.tiles import choose
 
@@ -52,7 +53,7 @@ def cut_tiles(tiles: Tiles, n_row: int, n_column: int, least: int = 16) -> Tiles
     """Tiles no larger than the product, but for the least that instructions take."""
 
     def cut(block: int, n: int) -> int:
-        return min(block, max(least, triton.next_power_of_2(n)))
+        return min(block, max(least, next_power_of_2(n)))
 
     return tiles._replace(BLOCK_M=cut(tiles.BLOCK_M, n_row), BLOCK_N=cut(tiles.BLOCK_N, n_column))
 
@@ -81,21 +82,31 @@ def describable(target: str, *tensors: Tensor | None) -> bool:
     for tensor in tensors:
         if tensor is None:
             continue
-        size = tensor.element_size()
-        # what torch.compile traces has sizes of its own, and its launches are not made
-        if isinstance(tensor, FakeTensor) or size != 2 or tensor.numel() == 0 or tensor.stride(2) != 1:
-            return False
-        if any(tensor.stride(axis) * size % 16 for axis in (0, 1)):
-            return False
-        start = tensor.storage_offset() * size if tensor.is_meta else tensor.data_ptr()
-        if start % 16:
+        if isinstance(tensor, FakeTensor) or tensor.dtype.itemsize != 2 or not tensor.numel():
+            return False  # what torch.compile traces has sizes of its own, and its launches are not made
+        member, row, column = tensor.stride()
+        start = tensor.storage_offset() * 2 if tensor.is_meta else tensor.data_ptr()
+        if column != 1 or (member | row) % 8 or start % 16:
             return False
     return True
 
 
+_OPTIONS = {of.name: of.default for of in fields(TensorDescriptor) if of.default is not MISSING}
+
+
 def described(tensor: Tensor, n_row: int, n_column: int) -> TensorDescriptor:
     """A descriptor of blocks [1, n_row, n_column] of a `describable` tensor."""
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, n_row, n_column])
+    descriptor = object.__new__(
+        TensorDescriptor
+    )  # what its constructor checks takes longer, and `describable` has seen to it
+    places = {
+        "base": tensor,
+        "shape": list(tensor.shape),
+        "strides": list(tensor.stride()),
+        "block_shape": [1, n_row, n_column],
+    }
+    descriptor.__dict__.update(_OPTIONS, **places)
+    return descriptor
 
 
 @functools.cache

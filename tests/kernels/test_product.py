@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pyscaling.kernels import reference
 from pyscaling.kernels.launch import MULTIPROCESSORS, compiled_for, observers
@@ -25,7 +26,7 @@ from pyscaling.kernels.linear import (
     weight_parts,
 )
 from pyscaling.kernels.mlp import down_job, mlp_backward, mlp_forward
-from pyscaling.kernels.product import describable, sum_splits
+from pyscaling.kernels.product import describable, described, sum_splits
 from pyscaling.kernels.tiles import CANDIDATES, ROWS, Row, choose, fields, preferring
 
 DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
@@ -99,6 +100,8 @@ def test_what_is_described_and_what_is_not() -> None:
     assert not describable("sm_90", x.float()) and not describable("sm_90", random(2, 16, 25))
     assert not describable("sm_90", x[:, :, 1:9]) and describable("sm_90", x[:, :, 8:16])
     assert not describable("sm_90", x.mT) and not describable("sm_90", x[:, :0])
+    checked = TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 16, 8])
+    assert vars(described(x, 16, 8)) == vars(checked)
 
 
 @pytest.mark.parametrize("rms", [False, True])

@@ -200,6 +200,7 @@ ATTENTION_ROWS: tuple[Row, ...] = (
     Row(BACKWARD, "gfx*", 16, 32, "inside", (64, 16, 4, 2), "steps of 32 spill"),
     Row(BACKWARD, "gfx*", 16, 64, "", (64, 32, 4, 2), "of a rotated half by steps of 16 a thread loads 8 bytes"),
     Row(BACKWARD, "gfx*", 16, 128, "inside", (64, 16, 4, 2), "steps of 32 spill 20 bytes on gfx942, 52 on gfx950"),
+    Row(BACKWARD, "gfx942", 16, 128, "", (64, 16, 4, 2), "steps of 32 spill 60 bytes under Triton 3.6"),
     Row(BACKWARD, "gfx*", 16, 128, "", (64, 32, 4, 2), REGISTERS),
     Row(BACKWARD, "gfx*", 16, 256, "", (32, 32, 4, 1), REGISTERS),
     Row(BACKWARD, "sm_90", 16, 64, "", (128, 64, 8, 3), "200 registers, 249 inside; 220 and 255 with 2 stages"),

@@ -137,7 +137,7 @@ def linear_forward_described_kernel(
 
 @triton.jit
 def _delta(
-    grad, x, delta, i_member, first_row, first_column, n_row, d, length, n_head,
+    grad, x, delta, i_member, first_row, first_column, n_row, length, n_head,
     HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Of each head within columns of grad [ROWS, COLUMNS], rounded as it is stored, the sum of grad x; delta [M B, n_head, T]."""
@@ -177,21 +177,21 @@ def _finish_gradient(
     if HEAD_DIM > 0:
         b_x = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
         _delta(
-            stored.to(tl.float32), b_x, delta, i_member, first_row, first_column, n_row, d, length, n_head,
+            stored.to(tl.float32), b_x, delta, i_member, first_row, first_column, n_row, length, n_head,
             HEAD_DIM, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
 
 @triton.jit
 def _finish_half_gradient(
-    half, x, grad_x, delta, i_member, first_row, first_column, n_row, d, length, n_head,
+    half, x, grad_x, delta, i_member, first_row, first_column, n_row, length, n_head,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     store_half(grad_x, half, i_member, first_row, first_column, BLOCK_M, HALF)
     if HEAD_DIM > 0:
         _delta(
             half.to(grad_x.dtype).to(tl.float32), load_half(x, i_member, first_row, first_column, BLOCK_M, HALF), delta,
-            i_member, first_row, first_column, n_row, d, length, n_head, HEAD_DIM, BLOCK_M, HALF,
+            i_member, first_row, first_column, n_row, length, n_head, HEAD_DIM, BLOCK_M, HALF,
         )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def _finish_gradient_described(
         left += load_half(add, i_member, first_row, 0, BLOCK_M, HALF)
         right += load_half(add, i_member, first_row, HALF, BLOCK_M, HALF)
     _finish_half_gradient(
-        left, x, grad_x, delta, i_member, first_row, first_column, n_row, d, length, n_head, HEAD_DIM, BLOCK_M, HALF
+        left, x, grad_x, delta, i_member, first_row, first_column, n_row, length, n_head, HEAD_DIM, BLOCK_M, HALF
     )
     _finish_half_gradient(
         right,
@@ -244,7 +244,6 @@ def _finish_gradient_described(
         first_row,
         first_column + HALF,
         n_row,
-        d,
         length,
         n_head,
         HEAD_DIM,
@@ -388,6 +387,18 @@ class Job(NamedTuple):
         of_weight = cdiv(d_in, self.of_weight.BLOCK_M) * cdiv(d_out, self.of_weight.BLOCK_N) * self.n_split
         return n_member * (of_weight + cdiv(n_row, self.of_x.BLOCK_M) * cdiv(d_in, self.of_x.BLOCK_N))
 
+    def operands(
+        self, grad_out: Tensor, read: Tensor, columns: Tensor, weight: Tensor, grad: Tensor
+    ) -> tuple[Any, ...]:
+        """What a backward kernel takes: grad_out twice, read and grad by tiles of dx, columns by tiles of dW, and the weight."""
+        if not self.described:
+            return grad_out, grad_out, read, columns, weight, grad
+        (X_M, X_N, step, *_), (W_M, W_N, *_) = self.of_x, self.of_weight
+        return (
+            described(grad_out, X_M, step), described(grad_out, step, W_N), described(read, X_M, X_N // 2),
+            described(columns, step, W_M), described(weight, X_N, step), described(grad, X_M, X_N // 2),
+        )  # fmt: skip
+
     def span(self, n_row: int) -> int:
         """Rows of a part, a multiple of a step."""
         return cdiv(cdiv(n_row, self.of_x.BLOCK_K), self.n_split) * self.of_x.BLOCK_K
@@ -484,21 +495,15 @@ def linear_backward(
     if summed_here:
         parts = weight_parts(job.n_split, weight, has_bias)
     places, strides = gradient_places(parts, grad_weight, grad_bias, x)
-    of_x, of_weight = job.of_x, job.of_weight
     z, gain, stats, add, norm_parts = norm if norm is not None else [x] * 5
-    operands = (grad_out, grad_out, x, x, weight, grad_x)
     if job.described:
-        half = of_x.BLOCK_M, of_x.BLOCK_N // 2
-        operands = (
-            described(grad_out, of_x.BLOCK_M, of_x.BLOCK_K), described(grad_out, of_x.BLOCK_K, of_weight.BLOCK_N),
-            described(x, *half), described(x, of_x.BLOCK_K, of_weight.BLOCK_M),
-            described(weight, of_x.BLOCK_N, of_x.BLOCK_K), described(grad_x, *half),
-        )  # fmt: skip
+        half = job.of_x.BLOCK_M, job.of_x.BLOCK_N // 2
         z, add = described(z, *half), described(add, *half)
     launch(
         linear_backward_kernel,
         (job.programs(n_member, n_row, d_in, d_out),),
-        *operands, *places, n_member, n_row, d_in, d_out, job.n_split, job.span(n_row), weight.stride(0), *strides,
+        *job.operands(grad_out, x, x, weight, grad_x), *places,
+        n_member, n_row, d_in, d_out, job.n_split, job.span(n_row), weight.stride(0), *strides,
         z, gain, stats, add, norm_parts, norm.gain.stride(0) if norm is not None else 0,
         x if delta is None else delta, 1 if delta is None else delta.shape[2], 1 if delta is None else delta.shape[1],
         reads=[grad_out, x, weight, *(norm[:4] if norm is not None else ())],

@@ -241,7 +241,7 @@ def _up_columns(
 
 @triton.jit
 def up_forward_kernel(
-    x, weight, bias, u, hidden, n_member, n_row, d_in, d_ff, u_width, weight_stride, bias_stride,
+    x, weight, bias, u, hidden, n_row, d_in, d_ff, u_width, weight_stride, bias_stride,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -374,8 +374,7 @@ def mlp_forward(
         "DOT": dot_mode(x.dtype, target),
     }
     of_up_bias = (up_bias, up_bias.stride(0)) if up_bias is not None else (x, 0)
-    out = x.new_empty(n_member, n_row, d_model)
-    is_described = describable(target, x, up, down, residual, u, out, None if norm is None else norm.normed)
+    is_described = describable(target, x, up, down, residual, u, None if norm is None else norm.normed)  # and so is out
     gate = ("gated",) if gated else ()
     chosen = None  # of the one launch by descriptors; () where the table has two launches instead
     if is_described and max(d_in, d_model) <= WIDEST_TILE:
@@ -393,7 +392,7 @@ def mlp_forward(
             (n_member * cdiv(n_row, tiles.BLOCK_M) * cdiv(d_ff, tiles.BLOCK_N),),
             described(x, tiles.BLOCK_M, tiles.BLOCK_K) if is_described else x,
             described(up, tiles.BLOCK_K, tiles.BLOCK_N) if is_described else up, of_up_bias[0], u, hidden,
-            n_member, n_row, d_in, d_ff, u.shape[2], up.stride(0), of_up_bias[1],
+            n_row, d_in, d_ff, u.shape[2], up.stride(0), of_up_bias[1],
             reads=[x, up, up_bias],
             writes=[u, hidden],
             flops=2 * n_member * n_row * d_in * u.shape[2],
@@ -402,6 +401,7 @@ def mlp_forward(
             **tiles.options(),
         )  # fmt: skip
         return linear_forward(hidden, down, down_bias, residual, norm), u, hidden
+    out = x.new_empty(n_member, n_row, d_model)
     normed, constants = norm_arguments(norm, x)
     of_down_bias = (down_bias, down_bias.stride(0)) if down_bias is not None else (x, 0)
     declared = dict(
@@ -486,19 +486,11 @@ def mlp_backward(
         parts_down = weight_parts(job.n_split, down, has_bias)
     places, strides = gradient_places(parts_down, grad_down, grad_down_bias, u)
     read = u if hidden is None else hidden
-    operands = (grad_out, grad_out, u, read, down, grad_u)
-    if job.described:
-        of_x, of_weight = job.of_x, job.of_weight
-        half = of_x.BLOCK_M, of_x.BLOCK_N // 2
-        operands = (
-            described(grad_out, of_x.BLOCK_M, of_x.BLOCK_K), described(grad_out, of_x.BLOCK_K, of_weight.BLOCK_N),
-            described(u, *half), described(read, of_x.BLOCK_K, of_weight.BLOCK_M),
-            described(down, of_x.BLOCK_N, of_x.BLOCK_K), described(grad_u, *half),
-        )  # fmt: skip
     launch(
         down_backward_kernel,
         (job.programs(n_member, n_row, d_ff, d_model),),
-        *operands, *places, n_member, n_row, d_ff, d_model, u.shape[2], read.shape[2], job.n_split, job.span(n_row),
+        *job.operands(grad_out, u, read, down, grad_u), *places,
+        n_member, n_row, d_ff, d_model, u.shape[2], read.shape[2], job.n_split, job.span(n_row),
         down.stride(0), *strides,
         reads=[grad_out, u, hidden, down],
         writes=[grad_u, *([grad_down, grad_down_bias] if parts_down is None else [parts_down])],

@@ -182,7 +182,7 @@ ATTENTION_ROWS: tuple[Row, ...] = (
     Row(FORWARD, "gfx*", 16, 128, "", (128, 64, 8, 2), LDS),
     Row(FORWARD, "gfx*", 16, 256, "", (64, 32, 4, 1), LDS),
     Row(FORWARD, "sm_*", 16, 32, "", (128, 64, 8, 3), "two programs, as exp takes as long as products"),
-    Row(FORWARD, "sm_100", 16, 64, "inside", (128, 64, 8, 3), "of a rotated half by steps of 32 a thread loads 8 bytes"),
+    Row(FORWARD, "sm_100", 16, 64, "inside", (128, 64, 8, 3), "steps of 32 load 8 bytes a thread of a half"),
     Row(FORWARD, "sm_100", 16, 64, "", (128, 32, 8, 3), "two programs; steps of 64 spill 32 bytes under Triton 3.6"),
     Row(FORWARD, "sm_*", 16, 64, "", (128, 64, 8, 3), "119 registers: two programs, as exp takes as long as products"),
     Row(FORWARD, "sm_90", 16, 128, "inside", (128, 64, 8, 2), "steps of 128 compile to 255 registers"),

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     cdiv,
     check,
@@ -34,7 +35,7 @@ from pyscaling.kernels.launch import (
     operator,
     target_of,
 )
-from pyscaling.kernels.tiles import choose
+from pyscaling.kernels.tiles import choose, handed_over
 
 SETTINGS = ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "clip")
 
@@ -135,6 +136,21 @@ def adamw_update(
     cast: Tensor | None = None,
 ) -> Tensor:
     """`adamw_step` without its checks."""
+    if handed_over("adamw_update", flat):
+        return eager.adamw_update(
+            flat,
+            gradient,
+            exp_avg,
+            exp_avg_sq,
+            settings,
+            clock,
+            loss,
+            alive,
+            failed_step,
+            n_decayed,
+            embedding_rate,
+            cast,
+        )
     n_member, n_parameter = flat.shape
     norm = torch.empty(n_member, dtype=torch.float32, device=flat.device)
     # A program reads its member's parts once for many blocks: no more programs than a large card holds at once.

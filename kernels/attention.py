@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     cdiv,
     check,
@@ -43,7 +44,7 @@ from pyscaling.kernels.launch import (
     operator,
     target_of,
 )
-from pyscaling.kernels.tiles import choose
+from pyscaling.kernels.tiles import choose, handed_over
 
 EPSILON = torch.finfo(
     torch.float32
@@ -527,6 +528,9 @@ def attention_forward(
     n_key = k.shape[2]
     out = q.new_empty(n_batch, n_query, n_head, head_dim).transpose(1, 2)
     lse = q.new_empty(n_batch, n_head, n_query, dtype=torch.float32)
+    if handed_over("attention_forward", q):
+        eager.attention_forward(q, k, v, out, lse, causal, scale, rope_base, qk_norm)
+        return out, lse
     blocks = forward_blocks(q, n_key, rope_base is not None or qk_norm)
     unit, strides = _strides(q, k, v)
     far = _far(max(blocks.BLOCK, blocks.STEP), q, k, v, out)
@@ -586,6 +590,9 @@ def attention_backward(
         raise ValueError(
             f"out and lse must be laid out as attention_forward gave them, got out of strides {out.stride()}."
         )
+    if handed_over("attention_backward", q):
+        eager.attention_backward(grad_out, q, k, v, grad_q, grad_k, grad_v, causal, scale, rope_base, qk_norm)
+        return grad_q, grad_k, grad_v
     if delta is None:
         delta = _delta(grad_out, out)
     check("delta", delta, q.shape[:3], q, [torch.float32])

@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     cdiv,
     check,
@@ -46,7 +47,7 @@ from pyscaling.kernels.launch import (
     rows_contiguous,
     target_of,
 )
-from pyscaling.kernels.tiles import choose
+from pyscaling.kernels.tiles import choose, handed_over
 
 MOST_BUCKETS = 512  # more would read more bytes of tokens than the gradient has; exceeded from V = 65537 only
 
@@ -181,6 +182,9 @@ def embedding_forward(tokens: Tensor, weight: Tensor, position: Tensor | None = 
     (n_member, n_sequence, length), (_, vocab_size, d) = tokens.shape, weight.shape
     n_row = n_sequence * length
     out = torch.empty(n_member, n_row, d, dtype=weight.dtype, device=weight.device)
+    if handed_over("embedding_forward", weight):
+        eager.embedding_forward(tokens, weight, position, out)
+        return out
     numbers, most = choose("embedding forward", target_of(weight.device), weight.dtype, d)
     block = min(most, next_power_of_2(d))
     rows = max(1, min(numbers // block, 64))
@@ -219,6 +223,9 @@ def embedding_backward(
         raise ValueError("accumulate=True adds to grad_weight; give it.")
     if grad_weight is None:
         grad_weight = torch.empty(n_member, vocab_size, d, dtype=torch.float32, device=grad.device)
+    if handed_over("embedding_backward", grad):
+        eager.embedding_backward(grad, tokens, grad_weight, grad_position, accumulate)
+        return grad_weight
     full, target = grad.dtype == torch.float32, target_of(grad.device)
     (least,) = choose("embedding bucket", target, grad.dtype, d)
     slots = min(128, max(least, next_power_of_2(cdiv(vocab_size, MOST_BUCKETS))))  # 128 at most, for the registers

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     INTERPRETER_SIDE,
     MULTIPROCESSORS,
@@ -38,6 +39,7 @@ from pyscaling.kernels.launch import (
     rows_contiguous,
     target_of,
 )
+from pyscaling.kernels.tiles import handed_over
 
 WIDEST_TILE = 256  # of a product's tile; a wider row's norm is a launch of its own
 WIDEST_BLOCK = 8192  # a wider row would take more registers than a program of 16 warps has
@@ -391,6 +393,8 @@ def layer_norm_forward(
     rms: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(normed, x + residual or None, statistics): x, residual [M, R, d] contiguous, gain, bias [M, d] of any member stride."""
+    if handed_over("layer_norm_forward", x):
+        return eager.layer_norm_forward(x, gain, bias, residual, eps, rms=rms)
     n_member, n_row, d = x.shape
     normed = torch.empty_like(x)
     total = torch.empty_like(x) if residual is not None else None
@@ -485,7 +489,6 @@ def layer_norm_backward(
     """
     n_member, n_row, d = z.shape
     rms, target = stats.shape[0] == 1, target_of(z.device)
-    grad_z = torch.empty_like(z)
     alone = parts is None
     if parts is not None:
         has_bias = len(parts) == 2
@@ -495,6 +498,10 @@ def layer_norm_backward(
         if grad_bias is None and has_bias:
             grad_bias = torch.empty(n_member, d, dtype=gain.dtype, device=z.device)
         has_bias = grad_bias is not None
+    if handed_over("layer_norm_backward", z):
+        grad_z = eager.layer_norm_backward(grad_normed, z, gain, stats, add, grad_gain, grad_bias, parts)
+        return grad_z, grad_gain, grad_bias
+    grad_z = torch.empty_like(z)
     wide = d > WIDEST_BLOCK
     tile = backward_tile(n_row, d, target)
     n_column_block = cdiv(d, tile.BLOCK_D)

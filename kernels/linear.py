@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     cdiv,
     check,
@@ -62,7 +63,7 @@ from pyscaling.kernels.product import (
     weight_gradient_tile,
     weight_splits,
 )
-from pyscaling.kernels.tiles import choose
+from pyscaling.kernels.tiles import choose, handed_over
 
 
 def tiles_for(n_row: int, n_column: int, dtype: torch.dtype, target: str, *widths: int) -> Tiles:
@@ -324,6 +325,8 @@ def linear_forward(
 
     norm: what to norm the result by, too, if N <= WIDEST_TILE.
     """
+    if handed_over("linear_forward", x):
+        return eager.linear_forward(x, weight, bias, residual, norm)
     n_member, n_row, d_in = x.shape
     d_out = weight.shape[2]
     out = x.new_empty(n_member, n_row, d_out)
@@ -483,13 +486,16 @@ def linear_backward(
     """
     n_member, n_row, d_in = x.shape
     d_out = weight.shape[2]
-    grad_x = torch.empty_like(x)
     if grad_weight is None:
         grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
     if grad_bias is None and has_bias:
         grad_bias = torch.empty(n_member, d_out, dtype=weight.dtype, device=x.device)
     if not has_bias:
         grad_bias = None
+    if handed_over("linear_backward", x):
+        grad_x = eager.linear_backward(grad_out, x, weight, grad_weight, grad_bias, norm, parts, delta)
+        return grad_x, grad_weight, grad_bias
+    grad_x = torch.empty_like(x)
     job = linear_job(x, weight, norm is not None)
     summed_here = parts is None and job.n_split > 1
     if summed_here:

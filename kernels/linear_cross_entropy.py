@@ -48,6 +48,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     INTERPRETER_SIDE,
     MULTIPROCESSORS,
@@ -66,7 +67,7 @@ from pyscaling.kernels.launch import (
 )
 from pyscaling.kernels.linear import tiles_for
 from pyscaling.kernels.product import Tiles, cut_tiles, describable, described, product_tile, tiles_of
-from pyscaling.kernels.tiles import choose
+from pyscaling.kernels.tiles import choose, handed_over
 
 IGNORED = tl.constexpr(-100)
 LOG2E = tl.constexpr(math.log2(math.e))
@@ -594,6 +595,8 @@ def linear_cross_entropy_forward(
     loss is 0 where the target is -100 and NaN where it is any other number outside [0, V).
     """
     transposed = _check(x, weight, targets)
+    if handed_over("linear_cross_entropy_forward", x):
+        return eager.linear_cross_entropy_forward(x, weight, targets, z_loss)
     (n_member, n_row, d), vocab = x.shape, weight.shape[2]
     target = target_of(x.device)
     blocks = forward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed, x.dtype))
@@ -645,6 +648,9 @@ def linear_cross_entropy_backward(
         grad_weight = _empty_like_weight(weight, torch.float32)
     check("grad_weight", grad_weight, weight.shape, x, (torch.float32, weight.dtype))
     grad_transposed = _is_transposed("grad_weight", grad_weight)
+    if handed_over("linear_cross_entropy_backward", x):
+        grad_x = eager.linear_cross_entropy_backward(scale, x, weight, targets, lse, z_loss, grad_weight, accumulate)
+        return grad_x, grad_weight
     target = target_of(x.device)
     blocks = backward_blocks(d, x.dtype, target, *_conditions(n_row, d, vocab, transposed, x.dtype))
     if blocks is None:

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     cdiv,
     check,
@@ -69,7 +70,7 @@ from pyscaling.kernels.product import (
     tiles_of,
     weight_gradient_tile,
 )
-from pyscaling.kernels.tiles import choose
+from pyscaling.kernels.tiles import choose, handed_over
 
 ACTIVATIONS = ("gelu", "gelu_exact", "swiglu", "geglu")
 _GATED = ("swiglu", "geglu")
@@ -364,6 +365,8 @@ def mlp_forward(
 
     norm: what to norm out by, too, if out has at most WIDEST_TILE columns.
     """
+    if handed_over("mlp_forward", x):
+        return *eager.mlp_forward(x, up, up_bias, down, down_bias, residual, activation, norm), None
     n_member, n_row, d_in = x.shape
     _, d_ff, d_model = down.shape
     u, gated, target = x.new_empty(n_member, n_row, up.shape[2]), activation in _GATED, target_of(x.device)
@@ -461,6 +464,41 @@ def down_job(grad_out: Tensor, u: Tensor, hidden: Tensor | None, down: Tensor, a
     return backward_job("mlp backward", n_row, d_ff, d_model, dtype, target, False, of_u, of_weight)
 
 
+def _down_backward(
+    grad_out: Tensor, u: Tensor, hidden: Tensor | None, down: Tensor, activation: str, grad_down: Tensor,
+    grad_down_bias: Tensor | None, parts: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """grad_u; the gradients of down and its bias are written, or their parts."""
+    n_member, n_row, _ = u.shape
+    _, d_ff, d_model = down.shape
+    grad_u = torch.empty_like(u)
+    job = down_job(grad_out, u, hidden, down, activation)
+    summed_here = parts is None and job.n_split > 1
+    if summed_here:
+        parts = weight_parts(job.n_split, down, grad_down_bias is not None)
+    places, strides = gradient_places(parts, grad_down, grad_down_bias, u)
+    read = u if hidden is None else hidden
+    launch(
+        down_backward_kernel,
+        (job.programs(n_member, n_row, d_ff, d_model),),
+        *job.operands(grad_out, u, read, down, grad_u), *places,
+        n_member, n_row, d_ff, d_model, u.shape[2], read.shape[2], job.n_split, job.span(n_row),
+        down.stride(0), *strides,
+        reads=[grad_out, u, hidden, down],
+        writes=[grad_u, *([grad_down, grad_down_bias] if parts is None else [parts])],
+        flops=4 * n_member * n_row * d_ff * d_model,
+        HAS_BIAS=grad_down_bias is not None,
+        ACTIVATION=activation,
+        GATED=activation in _GATED,
+        STORED=hidden is not None,
+        DOT=dot_mode(u.dtype, target_of(u.device)),
+        **job.options,
+    )  # fmt: skip
+    if summed_here and parts is not None:
+        sum_splits(parts, grad_down, grad_down_bias)
+    return grad_u
+
+
 def mlp_backward(
     grad_out: Tensor, x: Tensor, up: Tensor, down: Tensor, u: Tensor, activation: str,
     grad_up: Tensor | None = None, grad_up_bias: Tensor | None = None,
@@ -471,39 +509,16 @@ def mlp_backward(
 
     hidden: h of `mlp_forward`. norm, parts_up, parts_down (of `linear_job` and `down_job`): as in `linear_backward`.
     """
-    n_member, n_row, _ = x.shape
-    _, d_ff, d_model = down.shape
-    grad_u = torch.empty_like(u)
     if grad_down is None:
         grad_down = torch.empty(down.shape, dtype=down.dtype, device=x.device)
     if grad_down_bias is None and has_bias:
-        grad_down_bias = torch.empty(n_member, d_model, dtype=down.dtype, device=x.device)
+        grad_down_bias = torch.empty(len(down), down.shape[2], dtype=down.dtype, device=x.device)
     if not has_bias:
         grad_down_bias = None
-    job = down_job(grad_out, u, hidden, down, activation)
-    summed_here = parts_down is None and job.n_split > 1
-    if summed_here:
-        parts_down = weight_parts(job.n_split, down, has_bias)
-    places, strides = gradient_places(parts_down, grad_down, grad_down_bias, u)
-    read = u if hidden is None else hidden
-    launch(
-        down_backward_kernel,
-        (job.programs(n_member, n_row, d_ff, d_model),),
-        *job.operands(grad_out, u, read, down, grad_u), *places,
-        n_member, n_row, d_ff, d_model, u.shape[2], read.shape[2], job.n_split, job.span(n_row),
-        down.stride(0), *strides,
-        reads=[grad_out, u, hidden, down],
-        writes=[grad_u, *([grad_down, grad_down_bias] if parts_down is None else [parts_down])],
-        flops=4 * n_member * n_row * d_ff * d_model,
-        HAS_BIAS=has_bias,
-        ACTIVATION=activation,
-        GATED=activation in _GATED,
-        STORED=hidden is not None,
-        DOT=dot_mode(x.dtype, target_of(x.device)),
-        **job.options,
-    )  # fmt: skip
-    if summed_here and parts_down is not None:
-        sum_splits(parts_down, grad_down, grad_down_bias)
+    if handed_over("mlp_backward", x):
+        grad_u = eager.mlp_backward(grad_out, u, down, activation, grad_down, grad_down_bias, parts_down)
+    else:
+        grad_u = _down_backward(grad_out, u, hidden, down, activation, grad_down, grad_down_bias, parts_down)
     grad_x, grad_up, grad_up_bias = linear_backward(
         grad_u, x, up, grad_up, grad_up_bias, norm, has_bias=has_bias, parts=parts_up
     )

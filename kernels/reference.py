@@ -50,12 +50,15 @@ def embedding(tokens: Tensor, weight: Tensor, position: Tensor | None = None) ->
     return rows + position[:, :length].reshape(n_member, *[1] * (tokens.dim() - 2), length, d)
 
 
-def rotary(x: Tensor, base: float) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) of x [..., T, head_dim], halves rotated against each other."""
+def rotary(x: Tensor, base: float, back: bool = False) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) of x [..., T, head_dim], halves rotated against each other.
+
+    back: by the negative angles, as a gradient is turned.
+    """
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = torch.outer(torch.arange(x.shape[-2], device=x.device, dtype=torch.float32), frequency)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)  # [T, half]
+    cos, sin = angle.cos().to(x.dtype), (-angle if back else angle).sin().to(x.dtype)  # [T, half]
     a, b = x[..., :half], x[..., half : 2 * half]
     return torch.cat((a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :]), dim=-1)
 
@@ -133,6 +136,14 @@ def linear_cross_entropy_tokens(x: Tensor, weight: Tensor, targets: Tensor, z_lo
     return loss.where(known, torch.nan).where(targets != -100, 0.0)
 
 
+def activated(u: Tensor, activation: str) -> Tensor:
+    """Of u [..., F], or of gates and values side by side [..., 2 F] if gated -> [..., F]; activation: as `mlp`'s."""
+    if activation in ("swiglu", "geglu"):
+        gate, value = u.chunk(2, dim=-1)
+        return (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")) * value
+    return F.gelu(u, approximate="tanh" if activation == "gelu" else "none")
+
+
 def mlp(
     x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str
 ) -> Tensor:
@@ -140,13 +151,7 @@ def mlp(
 
     activation: "gelu" (tanh form), "gelu_exact", "swiglu" or "geglu".
     """
-    hidden = linear(x, up, up_bias)
-    if activation in ("swiglu", "geglu"):
-        gate, value = hidden.chunk(2, dim=-1)
-        hidden = (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")) * value
-    else:
-        hidden = F.gelu(hidden, approximate="tanh" if activation == "gelu" else "none")
-    return linear(hidden, down, down_bias)
+    return linear(activated(linear(x, up, up_bias), activation), down, down_bias)
 
 
 def adamw_step(

@@ -4,8 +4,9 @@ A row says: *operation* on *targets* (shell patterns, "sm_90 sm_100" or "sm_*") 
 at most takes *tiles*, and why. *only* names what else must hold, such as "uneven" (widths that do not divide by 16) or
 "inside" (rotation or norm within attention). The first row that fits counts, so narrow rows stand before wide ones. What a
 width is, and what its tiles hold, the operation's own file says; a tile is cut there to sizes smaller than itself. Empty tiles
-say that this way is not taken there: a product over descriptors reads by pointers, the MLP takes two launches, the head chunks. A
-row of that kind, with the card and the date, is what keeps from use what a card has found wrong or slow.
+say that this way is not taken there: a product over descriptors reads by pointers, the MLP takes two launches, the head chunks,
+and an operation under its function's own name ("attention_backward") goes to plain PyTorch (kernels/eager.py) as a whole. A row
+of that kind, with the card and the date, is what keeps from use what a card has found wrong or slow.
 
 `make gpu PARTS=tune` times candidates on a card and proposes rows; none of these has been timed on one yet: where no reason
 says otherwise, a row holds the largest tiles seen to compile without spilled registers and within shared memory.
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyscaling.kernels.launch import INTERPRETER_SIDE
+from pyscaling.kernels import eager
+from pyscaling.kernels.launch import INTERPRETER_SIDE, target_of
 
 
 class Row(NamedTuple):
@@ -69,16 +71,27 @@ def choose(operation: str, target: str, dtype: torch.dtype, width: int, *conditi
     return _choose(operation, target, 8 * dtype.itemsize, width, conditions)
 
 
+def handed_over(operation: str, like: torch.Tensor) -> bool:
+    """Whether a row gives the operation to kernels/eager.py. like: the tensor whose dtype and last axis the row means."""
+    return any(
+        row.operation == operation and _fits(row, target_of(like.device), 8 * like.dtype.itemsize, like.shape[-1], ())
+        for row in handing_over
+    )
+
+
+def _fits(row: Row, target: str, bits: int, width: int, conditions: tuple[str, ...]) -> bool:
+    return (
+        row.bits == bits
+        and width <= row.up_to
+        and set(row.only.split()) <= set(conditions)
+        and any(fnmatchcase(target, pattern) for pattern in row.targets.split())
+    )
+
+
 @functools.lru_cache(maxsize=4096)
 def _choose(operation: str, target: str, bits: int, width: int, conditions: tuple[str, ...]) -> tuple[Any, ...]:
     for row in (*_preferred, *ROWS):
-        if (
-            row.operation == operation
-            and row.bits == bits
-            and width <= row.up_to
-            and set(row.only.split()) <= set(conditions)
-            and any(fnmatchcase(target, pattern) for pattern in row.targets.split())
-        ):
+        if row.operation == operation and _fits(row, target, bits, width, conditions):
             return row.tiles
     raise KeyError(
         f"no tiles for {operation} of {bits} bits, width {width}, on {target}; add a row to kernels/tiles.py."
@@ -86,20 +99,24 @@ def _choose(operation: str, target: str, bits: int, width: int, conditions: tupl
 
 
 _preferred: tuple[Row, ...] = ()
+handing_over: tuple[Row, ...] = ()  # those of whole operations
 
 
 @contextmanager
 def preferring(rows: Sequence[Row]) -> Iterator[None]:
     """Within it these rows come before the table's: to time a candidate, or to force a card's tiles on the interpreter."""
-    global _preferred
     before = _preferred
-    _preferred = tuple(rows)
-    _choose.cache_clear()
+    _prefer(tuple(rows))
     try:
         yield
     finally:
-        _preferred = before
-        _choose.cache_clear()
+        _prefer(before)
+
+
+def _prefer(rows: tuple[Row, ...]) -> None:
+    global _preferred, handing_over
+    _preferred, handing_over = rows, tuple(row for row in (*rows, *ROWS) if hasattr(eager, row.operation))
+    _choose.cache_clear()
 
 
 # ---- products -------------------------------------------------------------------------------------------------------
@@ -388,6 +405,7 @@ ADAMW_ROWS = (
 ROWS: tuple[Row, ...] = (
     *PRODUCT_ROWS, *BACKWARD_ROWS, *HEAD_CHUNK_ROWS, *MLP_ROWS, *ATTENTION_ROWS, *HEAD_ROWS, *EMBEDDING_ROWS, *ADAMW_ROWS
 )  # fmt: skip
+_prefer(())
 # What `make gpu PARTS=tune` times besides the neighbours of a row.
 CANDIDATES: tuple[Row, ...] = (
     *ATTENTION_CANDIDATES,

@@ -176,10 +176,10 @@ def test_an_interrupted_part_says_so(how: signal.Signals, tmp_path: Path) -> Non
     """Its rows so far are kept, what an earlier call found of it is gone, no job goes on, and the record is written."""
     (tmp_path / "fake.json").write_text('{"status": "ok"}')
     code = f"""
-import json, os, sys
-from dataclasses import replace
+import json, os, signal, sys
 from gpu import run
 from gpu.parts import Job, Part
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
 hangs = Job("hangs", ("-c", {WRITES + "put(pid=os.getpid()); import time; time.sleep(60)"!r}))
 after = Job("after", ("-c", {WRITES + "put(a=1)"!r}))
 run.PARTS = [Part("fake", 60.0, "hangs", lambda device: [hangs]), Part("record", 60.0, "ends", lambda device: [after])]
@@ -301,6 +301,26 @@ def test_page_tells_what_failed_first() -> None:
     assert "## NVIDIA H100 80GB HBM3, 2026-12-01" in text and "dq is 7 times over" in text
     assert "- check, process d256: timed out: `compiling`" in text and "| attention | bfloat16 | 1 | 1 | 7.00 |" in text
     assert record.file_name(FACTS) == "nvidia-h100-80gb-hbm3-2026-12-01.json"
+
+
+def test_page_begins_with_what_no_kernel_did() -> None:
+    kept = a_record()
+    kept["facts"] = kept["facts"] | {"handed_over": ["linear_forward on sm_90, 16 bits, width up to 64: wrong"]}
+    assert "2026-12-01\n\n**Not by kernels, but by plain PyTorch (kernels/eager.py): linear_forward on" in record.page(
+        [kept]
+    )
+    assert "Not by kernels" not in record.page([a_record()])
+
+
+def test_the_probe_tells_what_the_table_hands_over(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from pyscaling.kernels import tiles\n"
+        "tiles._prefer((tiles.Row('linear_forward', 'sm_90', 16, tiles.ANY, '', (), 'wrong'),))\n"
+    )
+    before = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    assert "handed_over" not in run.probe(before)
+    after = before | {"PYTHONPATH": os.pathsep.join([str(tmp_path), before["PYTHONPATH"]])}
+    assert run.probe(after)["handed_over"] == ["linear_forward on sm_90, 16 bits, width up to inf: wrong"]
 
 
 def test_page_proposes_tiles() -> None:

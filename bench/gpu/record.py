@@ -223,6 +223,10 @@ needs no package index, and some ten minutes on an H100.
     make gpu COMMIT=$(git rev-parse HEAD)   # names the commit where the checkout came without its history
     make gpu TEXT="corpus/*.txt"      # what the grid trains on; without: the speeches, or Python's own source
     make gpu DEVICE=cpu               # all of it at tiny sizes in Triton's interpreter: not a measurement
+
+An operation that is wrong on a card is handed to plain PyTorch (kernels/eager.py) until it is mended, by a row of
+kernels/tiles.py such as `Row("attention_backward", "sm_90", 16, 128, "", (), "wrong: H100, 2026-12-01")`. Studies on the
+kernels go on then, and each section here begins with what it does not measure.
 """
 
 
@@ -254,7 +258,7 @@ def section(record: Record) -> str:
         lines.append([name, *of])
     return "\n".join(
         [
-            f"\n## {facts.get('card', 'no card')}, {facts['date']}\n\n{said}.\n",
+            f"\n## {facts.get('card', 'no card')}, {facts['date']}\n\n{handed_over(facts)}{said}.\n",
             f"{table(lines)}\n{first_failures(record)}",
             f"### Aims\n\nThe worst of each, and how many cases meet it. Ratios are times: peer / ours.\n\n{table(aims(record))}",
             f"### Correct\n\n{table(correct(record))}",
@@ -265,6 +269,12 @@ def section(record: Record) -> str:
             *tiles(record),
         ]
     )
+
+
+def handed_over(facts: dict[str, Any]) -> str:
+    """What the table of tiles kept from its kernels: what is said of it below is of plain PyTorch."""
+    rows = facts.get("handed_over")
+    return f"**Not by kernels, but by plain PyTorch (kernels/eager.py): {'; '.join(rows)}.**\n\n" if rows else ""
 
 
 def first_failures(record: Record) -> str:

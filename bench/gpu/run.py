@@ -36,6 +36,12 @@ if torch.cuda.is_available():
     properties = torch.cuda.get_device_properties(0)
     facts |= {"card": properties.name, "multiprocessors": properties.multi_processor_count}
     facts["memory_GB"] = round(properties.total_memory / 1e9, 1)
+try:
+    from pyscaling.kernels.tiles import handing_over
+    said = [f"{row.operation} on {row.targets}, {row.bits} bits, width up to {row.up_to:g}: {row.reason}" for row in handing_over]
+    facts |= {"handed_over": said} if said else {}
+except ImportError:
+    pass  # each part will say what is missing
 print(json.dumps(facts))
 """
 

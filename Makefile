@@ -33,9 +33,10 @@ bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-disable-gc
 
 gpu:
-	@python=$(PYTHON); if [ "$(DEVICE)" = cpu ] && ! $$python -c 'import torch, triton' 2>/dev/null; then \
+	@$(PYTHON) -c '' || { echo "make gpu: PYTHON=$(PYTHON) is no python that runs here" >&2; exit 1; }; \
+	python=$(PYTHON); if [ "$(DEVICE)" = cpu ] && ! $$python -c 'import torch, triton' 2>/dev/null; then \
 		make --no-print-directory $(READY) && python=$(BIN)/python || exit 1; fi; \
-	PYTHONPATH=bench $$python -P -m gpu.run $(foreach option,DEVICE OUT WHEELS PARTS TEXT LIMITS,$(if $($(option)),--$(option)='$($(option))'))
+	PYTHONPATH=bench $$python -P -m gpu.run $(foreach option,DEVICE OUT WHEELS PARTS TEXT LIMITS,$(if $(value $(option)),--$(option)='$(subst ','\'',$(value $(option)))'))
 
 # What a machine with a card but no package index may lack, for its Python 3.12.
 gpu-wheels:

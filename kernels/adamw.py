@@ -30,6 +30,7 @@ from pyscaling.kernels.launch import (
     check,
     check_first,
     check_number,
+    check_tensors,
     launch,
     next_power_of_2,
     operator,
@@ -232,8 +233,9 @@ def adamw_step(
         raise ValueError(
             f"embedding_rate must be finite and not negative, got {embedding_rate}; 1 treats all weights alike."
         )
-    check_first("flat", flat)
+    check_tensors({"flat": flat})
     check("flat", flat, (None, None), flat, (torch.float32,))
+    check_first("flat", flat)
     for name, tensor in (("gradient", gradient), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         check(name, tensor, flat.shape, flat)
     check("cast", cast, flat.shape, flat, (torch.float16, torch.bfloat16))

@@ -281,6 +281,7 @@ def _facts(analysis: Analysis) -> str:
         ("vocab_size", "vocabulary"),
         ("bytes_per_token", "bytes per token"),
         ("distributions", "evaluated on"),
+        ("precision", "precision of the training's products"),
         ("version", "pyscaling"),
     ):
         if key in facts:

@@ -45,10 +45,10 @@ class StudyError(RuntimeError):
 class Store:
     """The open store of a study folder. Use as a context manager.
 
-    Raises StudyError if another process holds the folder, or if it belongs to another spec.
+    Raises StudyError if another process holds the folder, or if it belongs to another spec; unlike: how that one differs.
     """
 
-    def __init__(self, folder: Path, spec_text: str, spec_key: str) -> None:
+    def __init__(self, folder: Path, spec_text: str, spec_key: str, unlike: str = "") -> None:
         self.folder = folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = open(folder / "study.lock", "a+")  # noqa: SIM115 - held as long as the store
@@ -67,7 +67,7 @@ class Store:
             self._lock.flush()
             self._db = connect(folder, create=True)
             self._db.executescript(_SCHEMA)
-            self._claim(spec_text, spec_key)
+            self._claim(spec_text, spec_key, unlike)
         except sqlite3.Error as error:
             self._lock.close()
             raise StudyError(
@@ -77,14 +77,14 @@ class Store:
             self._lock.close()
             raise
 
-    def _claim(self, spec_text: str, spec_key: str) -> None:
+    def _claim(self, spec_text: str, spec_key: str, unlike: str) -> None:
         known = self.facts()
         if "spec_key" not in known:
             self.set_facts({"spec_key": spec_key})
             (self.folder / "study.toml").write_text(spec_text)
         elif known["spec_key"] != spec_key:
             raise StudyError(
-                f"study folder {self.folder} belongs to another spec ({self.folder / 'study.toml'}); "
+                f"study folder {self.folder} belongs to another spec ({self.folder / 'study.toml'}{unlike}); "
                 "choose another folder, or delete this one if its runs are not needed."
             )
 

@@ -23,6 +23,16 @@ _SAME_SIZE = 0.05  # of ln N: an added run takes a shape that the study has alre
 _FAR = 0.15  # of ln N or ln D: said, where a run cannot be nearer to what was asked for
 
 
+def _settings(table: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """By dotted name, entries of lists by their number."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, list):
+            value = {str(i): entry for i, entry in enumerate(value)}
+        found |= _settings(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
 class Study:
     """A grid of runs in a folder. Make one with `Study.from_toml`, `Study.from_preset` or `Study.open`.
 
@@ -129,7 +139,7 @@ class Study:
     def _store(self) -> Store:
         """The open store; from now on this study has what was added to its folder."""
         self._adopt()
-        store = Store(self.folder, self._text, self._key(self.spec))
+        store = Store(self.folder, self._text, self._key(self.spec), self._unlike())
         self._adopt()  # what was added before the folder was ours
         return store
 
@@ -168,6 +178,21 @@ class Study:
         if there.added and self._key(there) == self._key(self.spec):
             self.spec = self.spec.model_copy(update={"added": there.added})
             self._text = text
+
+    def _unlike(self) -> str:
+        """Up to three settings of the folder's spec that are not this one's; "" where it has none, or none that can be read."""
+        try:
+            there = StudySpec.from_toml((self.folder / "study.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return ""
+        old, new = (_settings(spec.model_dump(mode="json", exclude=_NOT_OF_THE_RUNS)) for spec in (there, self.spec))
+        found = [
+            f"{name} = {old[name]!r}, not {new[name]!r}" if name in old and name in new else f"{name} differs"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        more = [f"{len(found) - 3} more"] if len(found) > 3 else []
+        return "".join(f", {text}" for text in found[:3] + more)
 
     def _write(self, spec: StudySpec) -> None:
         """Replaces study.toml at once: the text that is there, with what was added behind it."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -229,6 +230,23 @@ def test_folder_of_another_spec(spec_file: Path, tmp_path: Path) -> None:
         pass
     with pytest.raises(StudyError, match="belongs to another spec"):
         Study.from_toml(spec_file, tmp_path).run(progress=False)
+
+
+def test_folder_of_another_spec_says_what_differs(spec_file: Path, tmp_path: Path) -> None:
+    def begun(text: str) -> Study:
+        path = tmp_path / "spec.toml"
+        path.write_text(text)
+        return Study.from_toml(path, tmp_path / "study")
+
+    text = spec_file.read_text()
+    with begun(text)._store():
+        pass
+    other = text.replace("batch_tokens = 64", 'batch_tokens = 32\nprecision = "ieee"', 1)
+    said = "training.batch_tokens = 64, not 32, training.precision = 'auto', not 'ieee'); choose another"
+    with pytest.raises(StudyError, match=re.escape(said)):
+        begun(other).run(progress=False)
+    with begun(text.replace("[training]", '[training]\nbackend = "torch"', 1))._store():  # not of the runs
+        pass
 
 
 def test_diverging_rate_fails_alone(spec_file: Path, tmp_path: Path, uninterrupted) -> None:

@@ -778,6 +778,11 @@ def attention(
     for name, value in (("scale", scale), ("rope_base", rope_base)):
         if value is not None:
             check_number(name, value)
+    for name, asked in (("causal", causal), ("qk_norm", qk_norm)):
+        if not isinstance(asked, bool):
+            raise ValueError(
+                f"{name} must be True or False, got {type(asked).__name__}; a mask of one's own is not taken."
+            )
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() < 3:
             raise ValueError(f"{name} must have at least 3 dimensions [..., n_head, T, head_dim], got {list(x.shape)}.")

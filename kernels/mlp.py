@@ -455,7 +455,7 @@ def down_job(grad_out: Tensor, u: Tensor, hidden: Tensor | None, down: Tensor, a
         job = backward_job(
             "mlp backward", n_row, d_ff, d_model, dtype, target, True, width=d_model, conditions=conditions
         )
-        if d_ff % job.of_x.BLOCK_N == 0 and d_ff % job.of_weight.BLOCK_M == 0:
+        if job.described and d_ff % job.of_x.BLOCK_N == 0 and d_ff % job.of_weight.BLOCK_M == 0:
             return job
     # Gate and value beside the sums, or what erf takes: half a tile, or registers spill.
     widest = 128 if activation == "gelu" else 64

@@ -4,15 +4,16 @@ A row says: *operation* on *targets* (shell patterns, "sm_90 sm_100" or "sm_*") 
 at most takes *tiles*, and why. *only* names what else must hold, such as "uneven" (widths that do not divide by 16) or
 "inside" (rotation or norm within attention). The first row that fits counts, so narrow rows stand before wide ones. What a
 width is, and what its tiles hold, the operation's own file says; a tile is cut there to sizes smaller than itself. Empty tiles
-say that this way is not taken there: a product over descriptors reads by pointers, the MLP takes two launches, the head chunks,
-and an operation under its function's own name ("attention_backward") goes to plain PyTorch (kernels/eager.py) as a whole. A row
-of that kind, with the card and the date, is what keeps from use what a card has found wrong or slow.
+say that this way is not taken there: a product over descriptors reads by pointers, the MLP takes two launches, the head chunks. A
+row of that kind, with the card and the date, is what keeps from use what a card has found wrong or slow. `HANDED_OVER`, at the
+end, takes whole operations from their kernels.
 
 `make gpu PARTS=tune` times candidates on a card and proposes rows; none of these has been timed on one yet: where no reason
 says otherwise, a row holds the largest tiles seen to compile without spilled registers and within shared memory.
 """
 
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pyscaling.kernels import eager
-from pyscaling.kernels.launch import INTERPRETER_SIDE, target_of
+from pyscaling.kernels.launch import INTERPRETER_SIDE, MULTIPROCESSORS, target_of
 
 
 class Row(NamedTuple):
@@ -35,20 +36,27 @@ class Row(NamedTuple):
 
 
 ANY = float("inf")
-# What a row's tiles are, by the first words of its operation; the last of them may be left out.
+# What a row's tiles are, by its operation; the last of them may be left out.
 _TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "all_registers", "programs")
 _TWO_TILES = ("X_M", "X_N", "W_M", "W_N", "BLOCK_K", "num_warps", "num_stages", "all_registers")
+_HEAD = ("STAY", "LOOP", "STEP", "num_warps", "num_stages", "registers", "paired")
+_ATTENTION = ("BLOCK", "STEP", "num_warps", "num_stages", "all_registers")
 FIELDS = {
     "product": _TILE,
+    "product of whole rows": _TILE,
     "linear forward": _TILE,
+    "linear forward and norm": _TILE,
     "linear backward": _TWO_TILES,
+    "linear backward and norm": _TWO_TILES,
     "mlp up": _TILE,
     "mlp forward": ("COLUMNS", "BLOCK_M", "num_warps", "num_stages", "all_registers"),
     "mlp backward": _TWO_TILES,
     "head logits": _TILE,
     "head products": _TWO_TILES,
-    "head": ("STAY", "LOOP", "STEP", "num_warps", "num_stages", "registers", "paired"),
-    "attention": ("BLOCK", "STEP", "num_warps", "num_stages", "all_registers"),
+    "head forward": _HEAD,
+    "head backward": _HEAD,
+    "attention forward": _ATTENTION,
+    "attention backward": _ATTENTION,
     "embedding forward": ("NUMBERS", "COLUMNS"),
     "embedding places": ("TOKENS", "BEFORE", "MOST", "ROWS", "COLUMNS", "num_warps"),
     "embedding bucket": ("ROWS",),
@@ -57,9 +65,38 @@ FIELDS = {
 }
 
 
-def fields(operation: str) -> tuple[str, ...]:
-    """The names of what its tiles hold: sides of blocks in capitals. Raises KeyError where nobody gave any."""
-    return FIELDS[max((name for name in FIELDS if operation.startswith(name)), key=len, default=operation)]
+# What there is another way for, where a row has no tiles.
+_OPTIONAL = (
+    "linear forward", "linear forward and norm", "linear backward", "linear backward and norm", "mlp forward", "mlp backward",
+    "head backward",
+)  # fmt: skip
+# What kernels/eager.py has a function for.
+OPERATIONS = tuple(name for name, of in vars(eager).items() if inspect.isfunction(of) and not name.startswith("_"))
+
+
+def checked(row: Row) -> Row:
+    """The row. Raises ValueError where it could never hold or would break a launch, as a misspelt one."""
+    if row.bits not in (16, 32):
+        wrong = f"bits must be 16 or 32, got {row.bits!r}; write a row for each"
+    elif not all(
+        any(fnmatchcase(target, pattern) for target in MULTIPROCESSORS) for pattern in row.targets.split() or [""]
+    ):
+        wrong = f"targets must be patterns of {' '.join(MULTIPROCESSORS)}, got {row.targets!r}"
+    elif row.operation in OPERATIONS:
+        if not row.tiles and not row.only:
+            return row
+        wrong = "a whole operation is handed over without tiles, and whatever else holds: only must be empty"
+    elif row.operation not in FIELDS:
+        wrong = f"operation {row.operation!r} is unknown; known are {', '.join(FIELDS)}, and of whole operations {', '.join(OPERATIONS)}"
+    elif len(row.tiles) > len(FIELDS[row.operation]):
+        wrong = f"tiles are {FIELDS[row.operation]}, got {row.tiles}"
+    elif not row.tiles and row.operation not in _OPTIONAL:
+        wrong = (
+            f"there is no other way for {row.operation}; to keep its kernel from use hand over {', '.join(OPERATIONS)}"
+        )
+    else:
+        return row
+    raise ValueError(f"{row}: {wrong}.")
 
 
 def choose(operation: str, target: str, dtype: torch.dtype, width: int, *conditions: str) -> tuple[Any, ...]:
@@ -72,7 +109,8 @@ def choose(operation: str, target: str, dtype: torch.dtype, width: int, *conditi
 
 
 def handed_over(operation: str, like: torch.Tensor) -> bool:
-    """Whether a row gives the operation to kernels/eager.py. like: the tensor whose dtype and last axis the row means."""
+    """Whether a row gives the operation to kernels/eager.py. like: the tensor whose dtype and last axis the row means: x, q (so
+    head_dim), the embedding's weight or grad, AdamW's flat weights."""
     return any(
         row.operation == operation and _fits(row, target_of(like.device), 8 * like.dtype.itemsize, like.shape[-1], ())
         for row in handing_over
@@ -99,7 +137,7 @@ def _choose(operation: str, target: str, bits: int, width: int, conditions: tupl
 
 
 _preferred: tuple[Row, ...] = ()
-handing_over: tuple[Row, ...] = ()  # those of whole operations
+handing_over: tuple[Row, ...] = ()
 
 
 @contextmanager
@@ -115,7 +153,8 @@ def preferring(rows: Sequence[Row]) -> Iterator[None]:
 
 def _prefer(rows: tuple[Row, ...]) -> None:
     global _preferred, handing_over
-    _preferred, handing_over = rows, tuple(row for row in (*rows, *ROWS) if hasattr(eager, row.operation))
+    _preferred = tuple(map(checked, rows))
+    handing_over = tuple(row for row in (*rows, *HANDED_OVER) if row.operation in OPERATIONS)
     _choose.cache_clear()
 
 
@@ -405,6 +444,12 @@ ADAMW_ROWS = (
 ROWS: tuple[Row, ...] = (
     *PRODUCT_ROWS, *BACKWARD_ROWS, *HEAD_CHUNK_ROWS, *MLP_ROWS, *ATTENTION_ROWS, *HEAD_ROWS, *EMBEDDING_ROWS, *ADAMW_ROWS
 )  # fmt: skip
+# Whole operations that plain PyTorch does (kernels/eager.py), under their functions' names there and without tiles, because a card
+# has found their kernels wrong. The tests try the kernels all the same.
+#     Row("attention_backward", "sm_90", 16, 128, "", (), "wrong in bfloat16: H100, 2026-12-01"),
+HANDED_OVER: tuple[Row, ...] = ()
+for _row in (*ROWS, *HANDED_OVER):
+    checked(_row)
 _prefer(())
 # What `make gpu PARTS=tune` times besides the neighbours of a row.
 CANDIDATES: tuple[Row, ...] = (

@@ -5,6 +5,7 @@ Hypothesis draws the same examples in every run, so that a failure belongs to th
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if interpreter:  # before Triton is imported; small blocks, so that small tests visit several
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ.setdefault("PYSCALING_INTERPRETER_SIDE", "32")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_themselves() -> None:
+    """What kernels/tiles.py hands over to plain PyTorch is tested all the same: so it shows when it is mended."""
+    if torch is not None and find_spec("pyscaling.kernels") is not None:
+        from pyscaling.kernels import tiles
+
+        tiles.HANDED_OVER = ()
+        with tiles.preferring([]):  # read anew
+            pass
 
 
 @pytest.fixture(scope="session", autouse=True)

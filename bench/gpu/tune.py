@@ -74,7 +74,7 @@ def candidates(question: Question, today: tuple[Any, ...]) -> list[tuple[Any, ..
         and width <= row.up_to
         and set(row.only.split()) <= set(conditions)
     ]
-    for i, (name, value) in enumerate(zip(tiles.fields(operation), today, strict=False)):
+    for i, (name, value) in enumerate(zip(tiles.FIELDS[operation], today, strict=False)):
         others: tuple[int, ...] = ()
         if name.isupper() and value:
             others = tuple(n for n in (value // 2, 2 * value) if 16 <= n <= 256)

@@ -402,6 +402,7 @@ GOOD = torch.zeros(1, 1, 4, 8)
         ((GOOD, GOOD, GOOD.numpy()), {}, "v must be a tensor, got ndarray"),
         ((GOOD.to_sparse(), GOOD, GOOD), {}, "q must be dense"),
         ((GOOD,) * 3, {"scale": "x"}, "scale must be a number, got 'x'"),
+        ((GOOD,) * 3, {"causal": torch.ones(4, 4) > 0}, "causal must be True or False, got Tensor; a mask"),
         ((GOOD,) * 3, {"rope_base": True}, "rope_base must be a number, got True"),
         ((GOOD[..., :4],) * 3, {}, "q must have a head_dim of 8 to 256, got 4"),
         ((GOOD, GOOD[:, :, :0], GOOD[:, :, :0]), {}, "at least one position, got lengths 4 and 0"),

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import inspect
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,19 +13,14 @@ from torch import Tensor
 
 from pyscaling import kernels
 from pyscaling.accounting import Shape
-from pyscaling.kernels import eager, reference
+from pyscaling.kernels import reference
 from pyscaling.kernels.launch import observers, replaced
 from pyscaling.kernels.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
-from pyscaling.kernels.tiles import Row, handed_over, preferring
+from pyscaling.kernels.tiles import OPERATIONS, Row, handed_over, preferring
 from pyscaling.models.fused import FusedTransformer
 from pyscaling.training.optimizer import FusedAdamW
 
 DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
-OPERATIONS = [
-    name
-    for name, function in vars(eager).items()
-    if inspect.isfunction(function) and function.__module__ == eager.__name__ and not name.startswith("_")
-]
 GPT2 = Shape(16, 1, 2, context=8, vocab_size=40)
 RECIPE = Shape(
     16, 1, 2, context=8, vocab_size=40, position="rope", norm="rmsnorm", tied=False, bias=False, qk_norm=True, rope_base=100.0,
@@ -187,3 +181,24 @@ def test_a_row_means_its_target_bits_and_width() -> None:
         assert handed_over("linear_forward", x) and handed_over("linear_forward", x.half())
         assert not handed_over("linear_forward", torch.ones(1, 1, 65)) and not handed_over("linear_backward", x)
     assert not handed_over("linear_forward", x)
+
+
+@pytest.mark.parametrize(
+    "row, match",
+    [
+        (Row("attention_bakward", "sm_90", 16, 64, "", (), "wrong"), "'attention_bakward' is unknown; known are"),
+        (
+            Row("attention backward", "sm_90", 16, 64, "", (), "wrong"),
+            "no other way for attention backward; .* hand over",
+        ),
+        (Row("attention_backward", "sm_90", 16, 64, "inside", (), "wrong"), "only must be empty"),
+        (Row("attention_backward", "sm_90", 16, 64, "", (64, 64, 4, 1), "wrong"), "without tiles"),
+        (Row("attention_backward", "H100", 16, 64, "", (), "wrong"), "targets must be patterns of sm_80 .* got 'H100'"),
+        (Row("attention_backward", "sm_90", 8, 64, "", (), "wrong"), "bits must be 16 or 32, got 8"),
+        (Row("adamw", "sm_90", 32, 64, "", (1, 2, 3, 4), "wrong"), "tiles are .'BLOCK', 'num_warps', 'at_once'.*got"),
+    ],
+)
+def test_a_row_that_could_not_hold(row: Row, match: str) -> None:
+    with pytest.raises(ValueError, match=match), preferring([row]):
+        pass
+    assert not handed_over("attention_backward", torch.ones(1, 1, 1, 64))

@@ -334,7 +334,7 @@ def test_the_record_has_what_the_table_hands_over(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(run, "_environment", environment)
     assert run.main(["--OUT", str(tmp_path / "rows"), "--DEVICE", "cpu", "--PARTS", "record"]) == 0
     facts = json.loads((tmp_path / "rows" / "facts.json").read_text())
-    assert facts["handed_over"] == ["linear_forward on sm_90, 16 bits, width up to inf: wrong"]
+    assert facts["handed_over"][0] == "linear_forward on sm_90, 16 bits, width up to inf: wrong"
     assert "**Not by kernels, but by plain PyTorch" in (tmp_path / "rows" / "hardware.md").read_text()
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pyscaling.kernels'] = None\n")
     assert run.handed_over(environment("cpu", tmp_path / "rows", ""))[0].startswith(

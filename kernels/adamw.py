@@ -139,19 +139,8 @@ def adamw_update(
     """`adamw_step` without its checks."""
     if handed_over("adamw_update", flat):
         return eager.adamw_update(
-            flat,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
-            settings,
-            clock,
-            loss,
-            alive,
-            failed_step,
-            n_decayed,
-            embedding_rate,
-            cast,
-        )
+            flat, gradient, exp_avg, exp_avg_sq, settings, clock, loss, alive, failed_step, n_decayed, embedding_rate, cast
+        )  # fmt: skip
     n_member, n_parameter = flat.shape
     norm = torch.empty(n_member, dtype=torch.float32, device=flat.device)
     # A program reads its member's parts once for many blocks: no more programs than a large card holds at once.

@@ -1,6 +1,6 @@
 """What each operation's kernels compute, in plain PyTorch: into the same places, of the same arguments.
 
-A row of kernels/tiles.py that bears an operation's name ("attention_backward", say) and no tiles hands it over to the function of
+A row of `HANDED_OVER` in kernels/tiles.py with an operation's name ("attention_backward", say) hands it over to the function of
 that name here: where a card has found the kernel wrong, until it is mended. Products and sums are float32 as it stands
 whatever the precision, and no memory is spared but for logits and scores, which come a member or some sequences at a time:
 right before fast. Nothing waits for the device, so that a step may still be captured in a CUDA graph.

@@ -269,7 +269,7 @@ ATTENTION_ROWS: tuple[Row, ...] = (
     Row(BACKWARD, "sm_90", 16, 128, "", (128, 64, 8, 3), "255 registers; with 2 stages Triton 3.6 spills 24 bytes"),
     Row(BACKWARD, "sm_100", 16, 32, "inside", (64, 32, 8, 2), "128 by 32 spills a few bytes"),
     Row(BACKWARD, "sm_100", 16, 64, "inside", (128, 32, 8, 2), REGISTERS),
-    Row(BACKWARD, "sm_100", 16, 64, "", (128, 64, 8, 2, True), "183 registers; steps of 128 spill 0.5 KB"),
+    Row(BACKWARD, "sm_100", 16, 64, "", (128, 64, 8, 2, True), "183 registers, with 128 Triton 3.6 spills"),
     Row(BACKWARD, "sm_120", 16, 64, "inside", (64, 32, 8, 2), "128 by 32 spills a few bytes"),
     Row(BACKWARD, "sm_*", 16, 64, "", (128, 32, 8, 2), "dk and dv take 64 registers a thread"),
     Row(BACKWARD, "sm_100", 16, 128, "inside", (64, 32, 8, 2), REGISTERS),

@@ -46,8 +46,7 @@ def _kernels_themselves() -> None:
         from pyscaling.kernels import tiles
 
         tiles.HANDED_OVER = ()
-        with tiles.preferring([]):  # read anew
-            pass
+        tiles._prefer(())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Runs": "runs",
-    "read_runs": "runs",
+    "Runs": "tables",
+    "read_runs": "tables",
     "Law": "laws",
     "fit": "fitting",
     "Fit": "fitting",
@@ -50,5 +50,5 @@ if TYPE_CHECKING:
     from pyscaling.fitting import Fit, compare, compute_gain, envelope, fit, isoflop  # type: ignore[no-redef]
     from pyscaling.laws import Law
     from pyscaling.planning import Plan, next_runs, overtake, plan  # type: ignore[no-redef]
-    from pyscaling.runs import Runs, read_runs
     from pyscaling.study import Study
+    from pyscaling.tables import Runs, read_runs

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyscaling.fitting import Fit
     from pyscaling.laws import Law
     from pyscaling.report.analysis import Analysis, HeldOutTest, LawChoice
-    from pyscaling.runs import Runs
+    from pyscaling.tables import Runs
 
 app = typer.Typer(
     help="Scaling laws for neural networks: train a grid of small models, fit the laws, plan the large one.",
@@ -413,7 +413,7 @@ def laws_command() -> None:
 
 
 def _read(path: Path, column: list[str] | None) -> "Runs":
-    from pyscaling.runs import read_runs
+    from pyscaling.tables import read_runs
 
     runs = read_runs(path, dict(_pairs("--column", column, "N=params")))
     if runs.renamed:
@@ -586,7 +586,7 @@ def _conclude(folder: Path) -> None:
 
 
 def _print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]", choice: "LawChoice") -> None:
-    from pyscaling.planning.units import format_count
+    from pyscaling.units import format_count
 
     console = _console()
     largest = format_count(test.largest_N)

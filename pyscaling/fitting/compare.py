@@ -17,7 +17,7 @@ from pyscaling.fitting.fit import Fit, fit, law_over
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
 from pyscaling.laws import Law
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 _SAME_SIZE = 0.02  # the largest N: sizes that follow it this closely are one model
 

@@ -12,7 +12,7 @@ import numpy as np
 from pyscaling.fitting.fit import Fit, fit
 from pyscaling.fitting.isoflop import ComputeOptimal, power_law
 from pyscaling.fitting.result import new_axes
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 
 class Envelope(ComputeOptimal):

@@ -27,7 +27,7 @@ from pyscaling.fitting.groups import GroupedLaw, group_runs
 from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.laws import USUAL_VARIABLES, Law
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 if TYPE_CHECKING:
     from pyscaling.fitting.profile import Profile

@@ -15,7 +15,7 @@ from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Fit, Prediction, fit
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.laws import Law
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 _REACH = 30 * np.log(10)  # how far in ln C the baseline's compute is looked for, on both sides
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyscaling.expression import parse_expression
 from pyscaling.laws import Law
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 
 class GroupedLaw(Law):

@@ -17,7 +17,7 @@ from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 _METHODS = ("parabola", "akima")
 

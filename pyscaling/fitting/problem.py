@@ -16,7 +16,7 @@ import numpy as np
 from pyscaling._core import fit_batch, jacobian
 from pyscaling.fitting.tape import CompiledLaw, compile_law
 from pyscaling.laws import USUAL_VARIABLES, Law
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 Objective = Literal["huber", "lad", "gaussian"]
 Residual = Literal["log", "raw"]

@@ -15,7 +15,7 @@ from pyscaling.planning.budget import Budget, budget_of
 from pyscaling.planning.device import Device
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, SMALLEST_N, Frontier, Repetition
 from pyscaling.planning.result import Plan, Quantity
-from pyscaling.planning.units import check_positive, parse_count, parse_memory
+from pyscaling.units import check_positive, parse_count, parse_memory
 
 _LARGEST_N = 1e60
 _NOTHING = 1e-4  # of the loss

@@ -8,7 +8,7 @@ import numpy as np
 
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, Frontier, region_bounds
 from pyscaling.planning.result import Region, Worth
-from pyscaling.planning.units import check_positive
+from pyscaling.units import check_positive
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.planning.units import check_positive
+from pyscaling.units import check_positive
 
 KAPLAN_B_STAR = 2.1e8  # tokens
 KAPLAN_ALPHA_B = 0.21

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pyscaling.accounting import parse_compute
 from pyscaling.planning.device import Device
 from pyscaling.planning.device import device as find_device
-from pyscaling.planning.units import check_positive, is_number, parse_time
+from pyscaling.units import check_positive, is_number, parse_time
 
 UTILISATION = 0.4  # of the peak, as large dense transformers reach on H100s
 

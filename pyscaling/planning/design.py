@@ -26,8 +26,8 @@ from pyscaling.fitting.groups import GroupedLaw
 from pyscaling.fitting.result import Result, text_table
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SMALLEST_N, Frontier
 from pyscaling.planning.result import Quantity, log_count_axis
-from pyscaling.planning.units import check_positive, format_count, is_number
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
+from pyscaling.units import check_positive, format_count, is_number
 
 Array = NDArray[Any]
 Cost = Callable[[Any, Any], Any]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pyscaling.accounting import Shape, flops_per_token, parameter_count, shape_near
 from pyscaling.fitting.result import Result, new_axes, text_table
-from pyscaling.planning.units import check_positive, format_count
+from pyscaling.units import check_positive, format_count
 
 Array = NDArray[np.float64]
 Optimizer = Literal["adamw", "adamw_8bit", "momentum", "sgd"]

@@ -16,7 +16,7 @@ from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.planning.batch import check_positive
 from pyscaling.planning.result import Quantity
-from pyscaling.planning.units import format_count
+from pyscaling.units import format_count
 
 Array = NDArray[np.float64]
 

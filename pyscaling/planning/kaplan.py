@@ -20,7 +20,7 @@ from pyscaling.fitting.result import Result, new_axes, text_table
 from pyscaling.laws import Law
 from pyscaling.planning.batch import critical_batch
 from pyscaling.planning.result import Quantity
-from pyscaling.planning.units import check_positive, format_count
+from pyscaling.units import check_positive, format_count
 
 Array = NDArray[np.float64]
 PowerLaw = tuple[float, float]  # coefficient and exponent

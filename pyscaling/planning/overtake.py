@@ -17,7 +17,7 @@ from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.gain import compute_needed
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.planning.frontier import Frontier
-from pyscaling.planning.units import check_positive
+from pyscaling.units import check_positive
 
 Array = NDArray[np.float64]
 

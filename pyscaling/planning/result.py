@@ -13,7 +13,7 @@ from pyscaling.accounting import PF_DAY, Shape, parameter_count
 from pyscaling.planning.batch import BatchSize
 from pyscaling.planning.budget import Budget
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS
-from pyscaling.planning.units import format_count, format_time, parse_count
+from pyscaling.units import format_count, format_time, parse_count
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pyscaling.fitting.result import Result, new_axes, text_table
 from pyscaling.planning.batch import critical_batch, steps_and_tokens
 from pyscaling.planning.device import Device, device
 from pyscaling.planning.kaplan import KAPLAN_2020
-from pyscaling.planning.units import check_positive, format_count
+from pyscaling.units import check_positive, format_count
 
 Array = NDArray[np.float64]
 

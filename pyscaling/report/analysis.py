@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pyscaling.fitting import Fit, fit
 from pyscaling.planning import Plan, Quantity, plan
-from pyscaling.runs import Runs
 from pyscaling.study import Study
 from pyscaling.study.store import read_table
+from pyscaling.tables import Runs
 
 Array = NDArray[np.float64]
 Columns = dict[str, list[Any]]

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyscaling import __version__
-from pyscaling.planning.units import format_count
 from pyscaling.report import plots
 from pyscaling.report.analysis import TOLERANCE, AddedTest, Analysis, FittedLaw, HeldOutRun, HeldOutTest, analyse
+from pyscaling.units import format_count
 
 _STYLE = """
 :root { color-scheme: light; }

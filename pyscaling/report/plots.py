@@ -15,9 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from pyscaling.fitting import Fit
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, best_N
 from pyscaling.planning.result import log_count_axis
-from pyscaling.planning.units import format_count
 from pyscaling.report.analysis import Analysis, Array, FittedLaw, HeldOutTest, efficient_mask, seed_means
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
+from pyscaling.units import format_count
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 150,

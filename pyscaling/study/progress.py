@@ -7,8 +7,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pyscaling.planning.units import format_time
 from pyscaling.study.executor import WorkItem
+from pyscaling.units import format_time
 
 
 class _TokensPerSecond(ProgressColumn):

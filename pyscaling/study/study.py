@@ -13,9 +13,9 @@ from typing import Any
 
 from pyscaling import __version__
 from pyscaling.accounting import Shape, shape_near
-from pyscaling.runs import Runs
 from pyscaling.study.spec import AddedSpec, Backend, Precision, StudySpec, preset_text
 from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
+from pyscaling.tables import Runs
 
 # What may change between two calls on one folder.
 _NOT_OF_THE_RUNS: Any = {"description": True, "training": {"backend"}, "added": True}

@@ -8,7 +8,7 @@ import numpy as np
 from pyscaling import laws
 from pyscaling.fitting.bootstrap import Bootstrap
 from pyscaling.laws import Law
-from pyscaling.runs import Runs
+from pyscaling.tables import Runs
 
 CHINCHILLA = {"E": 1.8172, "A": 477.8, "B": 2143.4, "alpha": 0.3473, "beta": 0.3672}
 KAPLAN = {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103}

@@ -10,8 +10,8 @@ import pytest
 
 from pyscaling.report import analyse, held_out_test, write_report
 from pyscaling.report.analysis import efficient_mask, seed_means, seed_noise
-from pyscaling.runs import Runs
 from pyscaling.study.store import StudyError
+from pyscaling.tables import Runs
 
 _spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
 assert _spec is not None

@@ -20,7 +20,10 @@ _TIME_WORDS = {
     "s": "s", "sec": "s", "second": "s", "min": "min", "minute": "min", "h": "h", "hr": "h", "hour": "h", "d": "day",
     "day": "day", "w": "week", "week": "week", "month": "month", "y": "year", "year": "year",
 }  # fmt: skip
-_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_COUNTS = {
+    "": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "thousand": 1e3, "million": 1e6, "billion": 1e9,
+    "trillion": 1e12, "mn": 1e6, "bn": 1e9, "tn": 1e12,
+}  # fmt: skip
 
 
 def parse_time(time: Any) -> float:
@@ -44,9 +47,11 @@ def parse_count(name: str, value: Any) -> float:
     number = value
     if isinstance(value, str):
         match = re.fullmatch(
-            r"\s*([-+]?[\d.,_]+(?:e[-+]?\d+)?)\s*([kmbgt]?)\s*(?:tokens|parameters)?\s*", value, re.IGNORECASE
+            r"\s*([-+]?[\d.,_]+(?:e[-+]?\d+)?)\s*([a-z]*?)\s*(?:tokens?|parameters?|params?|steps?)?\s*",
+            value,
+            re.IGNORECASE,
         )
-        if match is None:
+        if match is None or match[2].lower() not in _COUNTS:
             raise ValueError(f'{name}={value!r} is not a count; write for example "40B", "1e12" or "1.5 T".')
         number = _number(name, match[1], value) * _COUNTS[match[2].lower()]
     if check_positive(name, number, given=value).ndim:
@@ -96,9 +101,16 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def plain_number(text: str) -> float:
+    """A number, its thousands grouped by commas or not; 1,5 is none, for it may mean either. Raises ValueError."""
+    if "," in text and not re.match(r"[-+]?\d{1,3}(,\d{3})+(?![\d,])", text):
+        raise ValueError(text)
+    return float(text.replace(",", "").replace("_", ""))
+
+
 def _number(name: str, text: str, given: Any) -> float:
     try:
-        return float(text.replace(",", "").replace("_", ""))
+        return plain_number(text)
     except ValueError:
         raise ValueError(f"{name}={given!r} is not a number with a unit.") from None
 

@@ -5,25 +5,18 @@ N non-embedding parameters, D training tokens, C training FLOPs, loss in nats pe
 
 import csv
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_POSITIVE = ("N", "D", "C", "S", "loss")
-# Spellings met in the tables that people publish; compared without case, spaces, dashes and underscores.
-_SPELLINGS: dict[str, tuple[str, ...]] = {
-    "N": ("n", "params", "nparams", "parameters", "numparams", "modelsize", "nonembeddingparams", "nnonembed"),
-    "D": ("d", "tokens", "ntokens", "trainingtokens", "traintokens", "numtokens", "datasize"),
-    "C": ("c", "flops", "flop", "compute", "trainingflop", "trainingflops", "trainflops"),
-    "S": ("s", "steps", "nsteps", "trainingsteps"),
-    "loss": ("loss", "l", "finalloss", "valloss", "validationloss", "testloss", "evalloss"),
-    "seed": ("seed",),
-    "group": ("group",),
-}
-_EMPTY = ("", "nan", "NaN", "<NA>", "NaT")  # a missing label as text
+from pyscaling.tables.checks import doubts
+from pyscaling.tables.headers import Unit, cell_value, likely, match, meaning, unit_of
+from pyscaling.tables.reading import EMPTY, as_mapping, read_table
+
+_NUMBERS = ("N", "D", "C", "loss")  # must be there, finite and positive, in every row
 _IN_MEMORY = "the table"
 
 
@@ -31,86 +24,225 @@ class Runs:
     """Runs as columns.
 
     data: a mapping of columns, a dataframe, a sequence of mappings (one per run), or Runs. source: where it was read,
-    named in errors. renamed: this library's name -> the table's, which names the column, too; by default the usual
-    spellings of N, D, C, S, loss and seed are recognised. Columns N, D, C, S and loss must be numbers, finite and
-    positive; N, D or C that is missing follows from the other two by C = 6ND.
+    named in errors. columns: this library's name -> the table's, e.g. {"N": "Model Size"}; the usual headers of N, D, C, S,
+    loss and seed are recognised without it, with the units that they or the cells carry ("Params (M)", "300B tokens").
+    units: column -> what its numbers are multiplied by, or a unit: {"N": "M", "C": "PF-days", "loss": "perplexity"}.
+    where: a condition on the table's own columns that rows must meet, as in pandas' query: 'State == "finished"'.
+    drop_missing: leave out rows without N, D, C or loss (or the columns named), rather than refuse them.
+
+    Columns N, D, C and loss must be numbers, finite and positive; of N, D and C the one that is missing, for all runs or for
+    some, follows from the others by C = 6ND. renamed: ours -> the table's name, of the columns that were recognised. notes:
+    what was done to the table. doubts: what makes its units doubtful. rows: [n], each run's row in the table, from 0.
     Raises ValueError that names row, column, value and remedy.
     """
 
-    def __init__(self, data: Any, *, source: str = _IN_MEMORY, renamed: Mapping[str, str] | None = None) -> None:
-        table = {str(name): values for name, values in _as_mapping(data).items()}
-        if renamed is None and isinstance(data, Runs):
-            renamed = data.renamed
-        elif renamed is None:
-            found = _match_columns(table, {}, source)
+    def __init__(
+        self,
+        data: Any,
+        *,
+        source: str = _IN_MEMORY,
+        renamed: Mapping[str, str] | None = None,
+        columns: Mapping[str, str] | None = None,
+        units: Mapping[str, Any] | None = None,
+        where: str | None = None,
+        drop_missing: bool | Collection[str] = False,
+    ) -> None:
+        self.source: str = source
+        self.notes: tuple[str, ...] = ()
+        self.derived: frozenset[str] = frozenset()
+        self.declared: frozenset[str] = frozenset(units or ())
+        self._unclear: dict[str, list[str]] = {}
+        if isinstance(data, str | Path):
+            raise ValueError(f"runs={str(data)!r} is a path, not a table; read it first: ps.read_runs({str(data)!r}).")
+        old = data if isinstance(data, Runs) else None
+        if old is not None:
+            renamed = old.renamed if renamed is None else renamed
+            self.source = source = old.source if source == _IN_MEMORY else source
+            self.notes, self.derived, self.declared = old.notes, old.derived, old.declared | self.declared
+        table = {str(name): values for name, values in (old.to_dict() if old else as_mapping(data)).items()}
+        chosen: dict[str, Unit] = {}
+        if renamed is None:
+            found, chosen, self._unclear = _match(table, dict(columns or {}), source)
             table = {found.get(name, name): values for name, values in table.items()}
-            renamed = _changed(found)
-        self.source = source
+            renamed = {new: theirs for theirs, new in found.items() if new != theirs}
         self.renamed: dict[str, str] = dict(renamed)
         self._ours = {theirs: ours for ours, theirs in self.renamed.items()}
         self._columns = {name: _as_array(values, f"{name} of {source}") for name, values in table.items()}
         lengths = {name: len(column) for name, column in self._columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of {source} differ in length: {lengths}.")
-        for name in _POSITIVE:
+        self.rows: np.ndarray = np.arange(next(iter(lengths.values()), 0)) if old is None else old.rows
+        if where is not None:
+            self._keep(self._query(where), f"where {where}")
+        for name in (units or {}).keys() - self._columns.keys():
+            self[name]  # says what there is
+        for name, unit in {**chosen, **{name: unit_of(name, given) for name, given in (units or {}).items()}}.items():
+            self._columns[name] = unit.apply(self._read(name))
+            if unit.text and old is None:
+                self.notes += (f"{name} read as {unit.text}",)
+        self._check(drop_missing)
+
+    def _check(self, drop_missing: bool | Collection[str]) -> None:
+        """Reads the numbers, fills in the third of N, D and C, and leaves out or refuses rows without them."""
+        asked = (
+            []
+            if isinstance(drop_missing, bool)
+            else [drop_missing]
+            if isinstance(drop_missing, str)
+            else list(drop_missing)
+        )
+        for name in _NUMBERS:
             if name in self._columns:
-                self._columns[name] = self._checked(name)
+                self._columns[name] = self._read(name)
         self._derive()
+        needed = {name: self._columns[name] for name in _NUMBERS if name in self._columns and name not in self.derived}
+        needed |= {name: self._read(name) for name in asked}
+        lost = {name: ~np.isfinite(column) for name, column in needed.items()}
+        missing = {name: rows for name, rows in lost.items() if rows.any()}
+        if missing and drop_missing is not False:
+            gone = np.any(list(missing.values()), axis=0)
+            self._keep(~gone, ", ".join(f"{name} missing in {rows.sum()}" for name, rows in missing.items()))
+            if not len(self):
+                raise ValueError(f"every row of {self.source} lacks {' or '.join(missing)}; nothing is left.")
+        elif missing:
+            raise ValueError(self._missing(missing, needed))
+        for name in _NUMBERS:
+            if name in self._columns and (bad := np.flatnonzero(self._columns[name] <= 0)).size:
+                raise ValueError(
+                    f"{name} must be finite and positive; row {self.rows[bad[0]] + 1} of {self.source} has "
+                    f"{name}={self._columns[name][bad[0]]:g}{f' ({bad.size} such rows)' if bad.size > 1 else ''}. Drop the "
+                    "row or fix its units."
+                )
+
+    def _missing(self, missing: Mapping[str, np.ndarray], needed: Mapping[str, np.ndarray]) -> str:
+        """What is missing where, and the remedy that works."""
+        name, lost = next(iter(missing.items()))
+        row = int(np.flatnonzero(lost)[0])
+        value = needed[name][row]
+        gone = np.any(list(missing.values()), axis=0)
+        counts = ", ".join(f"{name} in {rows.sum()}" for name, rows in missing.items())
+        has = f"{name}={value:g}" if np.isinf(value) or not self._is_empty(name, row) else f"no {name} ({name}=nan)"
+        remedy = (
+            "Drop the rows: ps.Runs(table, drop_missing=True), or keep the right ones: where='State == \"finished\"'"
+            if self.source == _IN_MEMORY
+            else "Drop the rows: --drop-missing (read_runs(..., drop_missing=True)), or keep the right ones: "
+            "--where 'State == \"finished\"' (where=...)"
+        )
+        return (
+            f"{name} must be finite and positive; row {self.rows[row] + 1} of {self.source} has {has}"
+            f" ({gone.sum()} of {len(self)} rows lack a value: {counts}). {remedy}."
+        )
+
+    def _is_empty(self, name: str, row: int) -> bool:
+        return bool(np.isnan(float(self._columns[name][row]))) if self._columns[name].dtype.kind == "f" else True
 
     def _derive(self) -> None:
-        """Fills in the one of N, D, C that is missing, by C = 6ND."""
+        """Fills in what is missing of N, D and C, by C = 6ND: a whole column, or its empty cells."""
         columns = self._columns
         have = [name for name in ("N", "D", "C") if name in columns]
-        if len(have) != 2:
+        if len(have) < 2:
             return
-        if "C" not in columns:
-            with np.errstate(over="ignore"):
-                columns["C"] = 6 * columns["N"] * columns["D"]
-            if not np.all(np.isfinite(columns["C"])):
-                row = int(np.flatnonzero(~np.isfinite(columns["C"]))[0])
+
+        def by_6ND(name: str) -> np.ndarray:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                if name == "C":
+                    return 6 * columns["N"] * columns["D"]
+                return columns["C"] / (6 * columns["D" if name == "N" else "N"])
+
+        if len(have) == 2:
+            third = ({"N", "D", "C"} - set(have)).pop()
+            columns[third] = by_6ND(third)
+            self.derived = self.derived | {third}
+            known = np.isfinite(columns[have[0]]) & np.isfinite(columns[have[1]])
+            bad = np.flatnonzero(known & ~np.isfinite(columns[third]))
+            if bad.size:
+                pair = " and ".join(f"{name}={columns[name][bad[0]]:g}" for name in have)
                 raise ValueError(
-                    f"row {row + 1} of {self.source} has N={columns['N'][row]:g} and D={columns['D'][row]:g}, whose C = 6ND "
-                    "overflows. Fix their units."
+                    f"row {self.rows[bad[0]] + 1} of {self.source} has {pair}, whose C = 6ND overflows. Fix their units."
                 )
-        elif "D" not in columns:
-            columns["D"] = columns["C"] / (6 * columns["N"])
-        else:
-            columns["N"] = columns["C"] / (6 * columns["D"])
+            return
+        for name in have:
+            filled = np.isnan(columns[name]) & np.isfinite(by_6ND(name))
+            if filled.any():
+                columns[name] = np.where(filled, by_6ND(name), columns[name])
+                self.notes += (f"{name} of {filled.sum()} rows by C = 6ND",)
+
+    def _query(self, where: str) -> np.ndarray:
+        """Rows [n] that meet a condition on columns, under the table's names or this library's."""
+        import pandas as pd
+
+        columns = {self.renamed.get(name, name): column for name, column in self._columns.items()}
+        frame = pd.DataFrame(columns | {name: column for name, column in self._columns.items() if name not in columns})
+        try:
+            met = np.asarray(frame.eval(where, engine="python"))
+        except Exception as error:
+            raise ValueError(
+                f"where={where!r} cannot be answered ({error}); the columns are {', '.join(columns)}. Write for example "
+                "'State == \"finished\"', and names with spaces or slashes in backticks: '`eval/loss` < 4'."
+            ) from None
+        if met.shape != (len(self),) or met.dtype != bool:
+            raise ValueError(f"where={where!r} is no condition; write for example 'State == \"finished\"'.")
+        if not met.any():
+            raise ValueError(f"where={where!r} leaves none of the {len(self)} rows of {self.source}.")
+        return met
+
+    def _keep(self, kept: np.ndarray, why: str) -> None:
+        self.notes += (f"{int((~kept).sum())} of {len(kept)} rows left out ({why})",)
+        self._columns = {name: column[kept] for name, column in self._columns.items()}
+        self.rows = self.rows[kept]
+
+    def _read(self, name: str) -> np.ndarray:
+        """A column as floats [n], NaN where a cell is empty; cells may carry their unit, as in "1.3B"."""
+        column = self[name]
+        if column.dtype.kind in "biuf":
+            return column.astype(np.float64)
+        values = np.empty(len(column))
+        for row, cell in enumerate(column.tolist()):
+            if cell is None or str(cell).strip().lower() in EMPTY:
+                values[row] = np.nan
+                continue
+            try:
+                values[row] = float(cell)
+            except (TypeError, ValueError):
+                try:
+                    values[row] = cell_value(name, str(cell))
+                except ValueError:
+                    raise ValueError(
+                        f"{name} must be a number; row {self.rows[row] + 1} of {self.source} has {name}={str(cell)!r}. Write it "
+                        "as 1.3e9, 1.3B or 1,300,000,000, or leave the row out: --where (where=...)."
+                    ) from None
+        return values
 
     def numbers(self, name: str) -> np.ndarray:
-        """A column as floats [n]. Raises ValueError that names the first row that holds none."""
-        column = self[name]
-        try:
-            return column.astype(np.float64)
-        except (TypeError, ValueError):
-            row = next(i for i, value in enumerate(column) if not _is_number(value))
-            raise ValueError(
-                f"{name} must be a number; row {row + 1} of {self.source} has {name}={str(column[row])!r}. "
-                "Drop the row or write it without units."
-            ) from None
+        """A column as floats [n]; NaN where a cell is empty. Raises ValueError that names the first row that holds none."""
+        return self._read(name)
 
-    def _checked(self, name: str) -> np.ndarray:
-        column = self.numbers(name)
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if bad.size:
-            raise ValueError(
-                f"{name} must be finite and positive; row {bad[0] + 1} of {self.source} has {name}={column[bad[0]]:g}"
-                + (f" ({bad.size} such rows)" if bad.size > 1 else "")
-                + ". Drop the row or fix its units."
-            )
-        return column
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """Sentences on units that cannot be right, see tables.checks; empty where nothing is odd."""
+        return doubts(self)
+
+    @property
+    def taken(self) -> str:
+        """What was taken for what, in one line."""
+        found = sorted(self.renamed.items(), key=lambda pair: ("N", "D", "C", "S", "loss", pair[0]).index(pair[0]))
+        parts = [f"{ours} = {theirs!r}" for ours, theirs in found]
+        parts += [f"{name} by C = 6ND" for name in sorted(self.derived)]
+        return "; ".join([", ".join(parts) or "columns as named", *self.notes])
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self:
+            guesses = self._unclear.get(name) or [header for header in likely(self._columns, name) if header != name]
+            header = guesses[0] if guesses else "its name there"
             remedy = (
-                f'Rename one: frame.rename(columns={{"its name there": "{name}"}})'
+                f'ps.Runs(table, columns={{"{name}": "{header}"}}), or frame.rename(columns={{"{header}": "{name}"}})'
                 if self.source == _IN_MEMORY
-                else f'Rename one: read_runs(path, columns={{"{name}": "its name there"}}), or '
-                f'--column {name}="its name there"'
+                else f'read_runs(path, columns={{"{name}": "{header}"}}), or --column {name}="{header}"'
             )
+            why = f" ({' and '.join(map(repr, guesses))} could each be it)" if name in self._unclear else ""
             raise ValueError(
-                f"column {name!r} is missing from {self.source}; it holds {', '.join(self._columns) or 'no column'}. "
-                f"{remedy}."
+                f"column {name!r} is missing from {self.source}{why}; it holds {', '.join(self._columns) or 'no column'}. "
+                f"Name one: {remedy}."
             )
         return self._columns[name if name in self._columns else self._ours[name]]
 
@@ -147,10 +279,12 @@ class Runs:
             raise ValueError(
                 f"{argument} must name a column or hold one label per run ({len(self)}), got shape {labels.shape}."
             )
-        empty = [row for row, label in enumerate(labels.tolist(), 1) if label is None or str(label).strip() in _EMPTY]
+        empty = [
+            row for row, label in enumerate(labels.tolist()) if label is None or str(label).strip().lower() in EMPTY
+        ]
         if empty:
             raise ValueError(
-                f"{argument}{f' {given!r}' if isinstance(given, str) else ''} has no label in row {empty[0]} of "
+                f"{argument}{f' {given!r}' if isinstance(given, str) else ''} has no label in row {self.rows[empty[0]] + 1} of "
                 f"{self.source}{f' ({len(empty)} such rows)' if len(empty) > 1 else ''}. Fill it in or drop the row."
             )
         return labels.astype(str) if labels.dtype == object else labels
@@ -162,9 +296,43 @@ class Runs:
             chosen = chosen.astype(np.intp)
         if chosen.dtype == bool and len(chosen) != len(self):
             raise ValueError(f"the mask has {len(chosen)} entries, {self.source} has {len(self)} rows.")
-        return Runs(
-            {name: column[chosen] for name, column in self._columns.items()}, source=self.source, renamed=self.renamed
-        )
+        return self._like({name: column[chosen] for name, column in self._columns.items()}, self.rows[chosen])
+
+    def with_columns(self, columns: Mapping[str, Any]) -> "Runs":
+        """The runs with further columns [n], or others in place of theirs."""
+        return self._like(self._columns | {name: np.asarray(values) for name, values in columns.items()}, self.rows)
+
+    def _like(self, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> "Runs":
+        other = Runs(columns, source=self.source, renamed=self.renamed)
+        other.notes, other.derived, other.declared, other.rows = self.notes, self.derived, self.declared, rows
+        other._unclear = self._unclear
+        return other
+
+    def join(self, table: Any, on: str = "run") -> "Runs":
+        """The runs with the columns of another table, whose `on` says which of its rows belongs to each run.
+
+        For curves exported apart from the table of runs. Columns that both have are the other's. Raises ValueError for a
+        label that the other table lacks, or has twice.
+        """
+        other = as_mapping(table) if not isinstance(table, Runs) else table.to_dict()
+        key = next((name for name in other if name.lower() in (on.lower(), "name", "run name")), None)
+        if key is None:
+            raise ValueError(f"on={on!r} is no column of the table to join, which holds {', '.join(other)}.")
+        place: dict[str, int] = {}
+        for row, label in enumerate(np.asarray(other[key]).tolist()):
+            if str(label) in place:
+                raise ValueError(f"the table to join has {key}={label!r} twice; leave one out.")
+            place[str(label)] = row
+        labels = [str(label) for label in self[on].tolist()]
+        missing = [label for label in labels if label not in place]
+        if missing:
+            raise ValueError(f"the table to join has no row with {key}={missing[0]!r}, which {self.source} holds.")
+        index = np.array([place[label] for label in labels], dtype=np.intp)
+        columns = {name: np.asarray(values)[index] for name, values in other.items() if name != key}
+        return Runs(self._theirs() | columns, source=self.source)
+
+    def _theirs(self) -> dict[str, np.ndarray]:
+        return {name: column for name, column in self._columns.items() if name not in self.derived}
 
     def to_dict(self) -> dict[str, np.ndarray]:
         return dict(self._columns)
@@ -182,8 +350,12 @@ class Runs:
             writer.writerows(self._rows())
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The columns as JSON, also written to `path` if given."""
-        text = json.dumps({name: column.tolist() for name, column in self._columns.items()})
+        """The columns as JSON, also written to `path` if given; a number that is not finite becomes null."""
+        columns = {
+            name: [None if isinstance(value, float) and not np.isfinite(value) else value for value in column.tolist()]
+            for name, column in self._columns.items()
+        }
+        text = json.dumps(columns, allow_nan=False)
         if path is not None:
             Path(path).write_text(text)
         return text
@@ -219,109 +391,46 @@ class Runs:
         return f"<table><tr>{head}</tr>{body}</table><p>{len(self)} runs</p>"
 
 
-def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Runs:
-    """Reads a table of runs from .csv, .tsv, .json, .jsonl or .parquet.
+def read_runs(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    units: Mapping[str, Any] | None = None,
+    where: str | None = None,
+    drop_missing: bool | Collection[str] = False,
+) -> Runs:
+    """Reads a table of runs from .csv, .tsv, .txt, .json, .jsonl (compressed or not), .parquet or .xlsx.
 
-    columns: this library's name -> the file's, e.g. {"N": "Model Size", "C": "Training FLOP"}; the usual spellings of
-    N, D, C, loss and seed are recognised without it, and `Runs.renamed` says which column was taken for what.
+    columns, units, where, drop_missing: as in `Runs`. What was taken for what stands in `Runs.taken`. Rows are filtered before
+    their numbers are checked, so that what crashed runs left empty does no harm. See tables.reading for what files may look like.
     Raises ValueError for an unknown ending, a column that is not there, or bad values.
     """
     path = Path(path)
-    if not path.is_file():
-        trouble = "is no file" if path.exists() else "is not found"
-        raise ValueError(f"table {str(path)!r} {trouble}; give a .csv, .tsv, .json, .jsonl or .parquet file.")
-    try:
-        table = _read_table(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"table {path.name!r} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from None
-    renamed = _match_columns(table, dict(columns or {}), path.name)
-    data = {renamed.get(name, name): values for name, values in table.items()}
-    return Runs(data, source=path.name, renamed=_changed(renamed))
+    return Runs(
+        read_table(path), source=path.name, columns=columns, units=units, where=where, drop_missing=drop_missing
+    )
 
 
-def _match_columns(table: Mapping[str, Any], asked: dict[str, str], source: str) -> dict[str, str]:
-    """File's name -> ours."""
-    renamed: dict[str, str] = {}
+def _match(
+    table: Mapping[str, Any], asked: Mapping[str, str], source: str
+) -> tuple[dict[str, str], dict[str, Unit], dict[str, list[str]]]:
+    """Table's name -> ours; ours -> the unit that the header carries; ours -> headers that could each be it."""
+    found: dict[str, str] = {}
     for ours, theirs in asked.items():
         if theirs not in table:
             raise ValueError(f"columns asks for {theirs!r} as {ours}, but {source} holds {', '.join(table)}.")
-        renamed[theirs] = ours
-    for ours, spellings in _SPELLINGS.items():
-        if ours in asked or (ours in table and ours not in renamed):
-            continue
-        found = [name for name in table if name not in renamed and re.sub(r"[\s_-]", "", name.lower()) in spellings]
-        if len(found) == 1:
-            renamed[found[0]] = ours
-    # A column that already bears the name of one that was asked for would collide with it.
-    return {**{name: f"{name}_" for name in table if name in asked and name not in renamed}, **renamed}
-
-
-def _changed(renamed: Mapping[str, str]) -> dict[str, str]:
-    """Ours -> the table's, of those that differ."""
-    return {new: old for old, new in renamed.items() if new != old}
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    ending = path.suffix.lower()
-    if ending in (".csv", ".tsv", ".txt"):
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter="\t" if ending == ".tsv" else ","))
-        if not rows:
-            raise ValueError(f"table {path.name!r} is empty; its first line must name the columns.")
-        names = [name.strip() for name in rows[0]]
-        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-            raise ValueError(
-                f"table {path.name!r} seems to be separated by other than commas: {names[0]!r}; save it with commas."
-            )
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"table {path.name!r} names the column {repeated[0]!r} twice; rename one of them.")
-        body = [row for row in rows[1:] if any(cell.strip() for cell in row)]
-        ragged = next((i for i, row in enumerate(body) if len(row) != len(names)), None)
-        if ragged is not None:
-            raise ValueError(f"row {ragged + 1} of {path.name} has {len(body[ragged])} cells, its header {len(names)}.")
-        return {name: [row[i] for row in body] for i, name in enumerate(names)}
-    if ending == ".json":
-        return _as_mapping(_parse_json(path.read_text(encoding="utf-8"), f"table {path.name!r}"))
-    if ending == ".jsonl":
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        return _as_mapping([_parse_json(line, f"line {i} of {path.name}") for i, line in lines if line.strip()])
-    if ending == ".parquet":
-        import pandas as pd
-
-        try:
-            return _as_mapping(pd.read_parquet(path))
-        except ImportError:
-            raise ValueError(f"reading {path.name!r} needs pyarrow: pip install 'pyscaling[parquet]'.") from None
-    raise ValueError(
-        f"table {path.name!r} has the unknown ending {ending!r}; known are .csv, .tsv, .json, .jsonl, .parquet."
-    )
-
-
-def _parse_json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not valid JSON: {error}.") from None
-
-
-def _as_mapping(data: Any) -> dict[str, Any]:
-    if isinstance(data, str | Path):
-        raise ValueError(f"runs={str(data)!r} is a path, not a table; read it first: ps.read_runs({str(data)!r}).")
-    if isinstance(data, Runs):
-        return dict(data.to_dict())
-    if isinstance(data, Mapping):
-        return dict(data)
-    if hasattr(data, "columns"):  # a dataframe of any kind
-        return {name: data[name] for name in data.columns}
-    if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
-        names = list(dict.fromkeys(name for row in data for name in row))
-        return {name: [row.get(name) for row in data] for name in names}
-    raise ValueError(
-        f"runs must be a mapping of columns, a dataframe or a list of mappings, got {type(data).__name__}."
-    )
+        found[theirs] = ours
+    rest = {name: values for name, values in table.items() if name not in found}
+    chosen, unclear = match(rest, taken=asked)
+    found |= chosen
+    units = {}
+    for theirs, ours in found.items():
+        read = meaning(theirs)
+        if read is not None and read.column == ours and read.unit != Unit():
+            units[ours] = read.unit
+    # A column that already bears the name of one that was found elsewhere would collide with it.
+    taken = set(found.values())
+    return {**{name: f"{name}_" for name in rest if name in taken and name not in found}, **found}, units, unclear
 
 
 def _as_array(values: Any, place: str) -> np.ndarray:
@@ -339,14 +448,6 @@ def _as_array(values: Any, place: str) -> np.ndarray:
         except ValueError:
             return array
     return array
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,242 @@
+"""Files of runs, as columns: what spreadsheets, loggers and other people's scripts write. pandas and its engines read them."""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+KNOWN = ".csv, .tsv, .txt, .json, .jsonl, .parquet or .xlsx"
+_SEPARATORS = ",;\t|"
+EMPTY = (
+    "",
+    "nan",
+    "na",
+    "n/a",
+    "<na>",
+    "nat",
+    "null",
+    "none",
+    "-",
+    "--",
+    "?",
+)  # a missing value as text, in lower case
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Header -> values [n] of a file.
+
+    .csv, .tsv and .txt may be separated by commas, semicolons, tabs or |, begin with comments (#), and be in UTF-8 or UTF-16;
+    .json and .jsonl may be nested, and get dotted names; all of these may be compressed (.gz, .zst, .bz2, .xz). A line
+    plot of Weights & Biases, a column for each run, becomes rows of run, step and metric.
+    Raises ValueError for an unknown ending, a missing reader, or a file that is not what its ending says.
+    """
+    if not path.is_file():
+        trouble = "is no file" if path.exists() else "is not found"
+        raise ValueError(f"table {str(path)!r} {trouble}; give a {KNOWN} file.")
+    endings = [ending.lower() for ending in path.suffixes]
+    packed = endings[-1:] if endings[-1:] and endings[-1] in (".gz", ".zst", ".bz2", ".xz") else []
+    ending = (endings[-1 - len(packed) :] or [""])[0]
+    if ending in (".parquet", ".xlsx", ".xls", ".ods"):
+        return _read_binary(path, ending)
+    if ending not in (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson"):
+        raise ValueError(
+            f"table {path.name!r} has the unknown ending {ending!r}; known are {KNOWN}, compressed or not."
+        )
+    text = _decoded(_unpacked(path, *packed), path.name)
+    if ending == ".json":
+        return _from_json(_parsed(text, f"table {path.name!r}"))
+    if ending in (".jsonl", ".ndjson"):
+        lines = enumerate(text.splitlines(), 1)
+        return _from_json([_parsed(line, f"line {i} of {path.name}") for i, line in lines if line.strip()])
+    return _long(_separated(text, path.name, "\t" if ending == ".tsv" else ""))
+
+
+def as_mapping(data: Any) -> dict[str, Any]:
+    """Header -> values of a mapping of columns, a dataframe of any kind or a sequence of mappings, one a run."""
+    if isinstance(data, Mapping):
+        return dict(data)
+    if hasattr(data, "columns"):
+        return {name: data[name] for name in data.columns}
+    if isinstance(data, Sequence) and not isinstance(data, str) and all(isinstance(row, Mapping) for row in data):
+        names = list(dict.fromkeys(name for row in data for name in row))
+        return {name: [row.get(name) for row in data] for name in names}
+    raise ValueError(
+        f"runs must be a mapping of columns, a dataframe or a list of mappings, got {type(data).__name__}."
+    )
+
+
+def _unpacked(path: Path, packed: str = "") -> bytes:
+    try:
+        if packed == ".gz":
+            return gzip.decompress(path.read_bytes())
+        if packed == ".bz2":
+            import bz2
+
+            return bz2.decompress(path.read_bytes())
+        if packed == ".xz":
+            import lzma
+
+            return lzma.decompress(path.read_bytes())
+        if packed == ".zst":
+            try:
+                import zstandard
+            except ImportError:
+                raise ValueError(f"reading {path.name!r} needs zstandard: pip install zstandard.") from None
+            with open(path, "rb") as file:
+                return bytes(zstandard.ZstdDecompressor().stream_reader(file).read())
+    except (OSError, EOFError) as error:
+        raise ValueError(f"table {path.name!r} is no {packed} file: {error}.") from None
+    return path.read_bytes()
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    """UTF-8, or what the mark at the beginning says; spreadsheets write UTF-16."""
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"table {name!r} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from None
+
+
+def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
+    import pandas as pd
+
+    lines = text.splitlines()
+    comments = [i for i, line in enumerate(lines) if line.lstrip().startswith("#")]
+    first = next((i for i, line in enumerate(lines) if line.strip() and i not in set(comments[:1000])), None)
+    if first is None:
+        if not comments:
+            raise ValueError(f"table {name!r} is empty; its first line must name the columns.")
+        first = comments[0]
+    separator = separator or _separator(lines[first : first + 20])
+    header, below = _cells(lines[first], separator), [i for i in comments if i < first]
+    if below and all(map(_is_number, header)):  # as numpy.savetxt writes: the header is a comment
+        header = _cells(lines[below[-1]].lstrip().lstrip("#"), separator)
+    else:
+        first += 1
+    repeated = sorted({column for column in header if header.count(column) > 1 and column})
+    if repeated:
+        raise ValueError(f"table {name!r} names the column {repeated[0]!r} twice; rename one of them.")
+    body = [line for line in lines[first:] if line.strip(" \t\r" + separator) and not line.lstrip().startswith("#")]
+    header = [column or f"column {i}" for i, column in enumerate(header, 1)]
+    if all(line.endswith(separator) for line in [lines[first - 1], *body[:20]]) and header[-1].startswith("column "):
+        header[-1] = "\0"  # every line ends with the separator
+    if '"' not in text:
+        counts = [line.count(separator) + 1 for line in body]
+        ragged = next((i for i, count in enumerate(counts) if count != len(header)), None)
+        if ragged is not None:
+            raise ValueError(f"row {ragged + 1} of {name} has {counts[ragged]} cells, its header {len(header)}.")
+    exact: Any = (
+        {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
+    )  # from 3 on it is, without being asked
+    try:
+        frame = pd.read_csv(
+            io.StringIO("\n".join(body)), sep=separator, header=None, names=header, index_col=False, skipinitialspace=True,
+            keep_default_na=False, na_values=["", "NaN", "nan", "NA", "N/A", "<NA>", "null", "None"],
+            low_memory=False, on_bad_lines="error", **exact,
+        )  # fmt: skip
+    except pd.errors.EmptyDataError:
+        return {column: [] for column in header if column != "\0"}
+    except (pd.errors.ParserError, ValueError) as error:
+        found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
+        if found is None:
+            raise ValueError(f"table {name!r} cannot be read: {error}.") from None
+        raise ValueError(f"row {found[2]} of {name} has {found[3]} cells, its header {found[1]}.") from None
+    columns = {column: frame[column] for column in header if column != "\0"}
+    texts = {column: values for column, values in columns.items() if values.dtype.kind not in "biuf"}
+    comma = separator != "," and any(
+        values.astype(str).str.fullmatch(r"\s*-?\d+,(?:\d{1,2}|\d{4,})(?:e[-+]?\d+)?\s*", case=False).any()
+        for values in texts.values()
+    )
+    if comma:  # 3,14 is a number where commas separate nothing
+        for column, values in texts.items():
+            plain = values.astype(str).str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+            numbers = pd.to_numeric(plain, errors="coerce")
+            if (numbers.notna() | values.isna()).all():
+                columns[column] = numbers
+    return columns
+
+
+def _separator(lines: list[str]) -> str:
+    """What cuts the header and the lines below it into equally many cells, and into most."""
+
+    def cut(separator: str) -> tuple[bool, int]:
+        counts = [len(_cells(line, separator)) for line in lines if line.strip()]
+        return len(set(counts)) == 1 and counts[0] > 1, counts[0]
+
+    return max(_SEPARATORS, key=cut)
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_binary(path: Path, ending: str) -> dict[str, Any]:
+    import pandas as pd
+
+    needs = {".parquet": "'pyscaling[parquet]'", ".xlsx": "openpyxl", ".xls": "xlrd", ".ods": "odfpy"}[ending]
+    try:
+        return as_mapping(pd.read_parquet(path) if ending == ".parquet" else pd.read_excel(path))
+    except ImportError:
+        raise ValueError(f"reading {path.name!r} needs another package: pip install {needs}.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"table {path.name!r} cannot be read as {ending}: {error}.") from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not valid JSON: {error}.") from None
+
+
+def _from_json(data: Any) -> dict[str, Any]:
+    """Records may be nested: {"config": {"N": 1}} is the column config.N."""
+    if isinstance(data, list) and all(isinstance(row, Mapping) for row in data):
+        return as_mapping([_flat(row) for row in data])
+    return as_mapping(data)
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return out
+
+
+def _long(table: dict[str, Any]) -> dict[str, Any]:
+    """A line plot of Weights & Biases, "run - metric" with __MIN and __MAX beside, as rows of run, step and metric."""
+    import numpy as np
+
+    extremes = {f"{name}{end}" for name in table for end in ("__MIN", "__MAX") if f"{name}__MIN" in table}
+    plotted = [name for name in table if f"{name}__MIN" in table and " - " in name]
+    if not plotted:
+        return table
+    step = next(name for name in table if name not in plotted and name not in extremes)
+    curves: dict[str, dict[str, Any]] = {}
+    for name in plotted:
+        run, metric = name.rsplit(" - ", 1)
+        curves.setdefault(run, {})[metric] = np.asarray(table[name], dtype=np.float64)
+    x = np.asarray(table[step], dtype=np.float64)
+    rows: dict[str, list[Any]] = {"run": [], step: [], **{metric: [] for of in curves.values() for metric in of}}
+    for run, metrics in curves.items():
+        there = np.flatnonzero(np.any([np.isfinite(values) for values in metrics.values()], axis=0))
+        rows["run"] += [run] * len(there)
+        rows[step] += x[there].tolist()
+        for metric in list(rows)[2:]:
+            rows[metric] += metrics.get(metric, np.full(len(x), np.nan))[there].tolist()
+    return rows

@@ -184,3 +184,76 @@ def test_start_up_imports_nothing_heavy() -> None:
     code = f"import sys, pyscaling.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_raw_export_to_a_plan_in_three_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights & Biases, crashed runs, names with slashes, sizes in millions: what is in the way is said with its remedy."""
+    generator, lines = (
+        np.random.default_rng(0),
+        ['"Name","State","model/params_M","throughput/total_tokens","eval/loss","L","d"'],
+    )
+    for k, (n, d) in enumerate((n, d) for n in np.geomspace(20, 2000, 6) for d in np.geomspace(1, 64, 6)):
+        loss = TRUTH["E"] + TRUTH["A"] / (1e6 * n) ** TRUTH["alpha"] + TRUTH["B"] / (1e9 * d) ** TRUTH["beta"]
+        crashed = k % 9 == 4
+        shown = "" if crashed else f"{loss * np.exp(1e-3 * generator.normal()):.6f}"
+        lines.append(f'"run-{k}","{"crashed" if crashed else "finished"}","{n:.6f}","{d:.6f}B","{shown}","12","768"')
+    (tmp_path / "wandb.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    first = run(app, ["fit", "wandb.csv"])
+    assert first.exit_code == 2 and "4 of 36 rows lack a value: loss in 4" in first.stderr
+    assert "--drop-missing" in first.stderr and "--where" in first.stderr
+    second = run(app, ["fit", "wandb.csv", "--drop-missing", "--bootstrap", "200"])
+    assert second.exit_code == 0 and "N = 'model/params_M', D = 'throughput/total_tokens'" in second.output
+    assert "N x 1e6" in second.output and "NOT TO BE TRUSTED" not in second.output
+    third = ["plan", "wandb.csv", "--where", 'State == "finished"', "--compute", "1e21", "--json", "plan.json"]
+    result = run(app, [*third, "--bootstrap", "200"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    # Hoffmann et al. 2022, eq. 4, with the constants that made the runs
+    a, b = TRUTH["alpha"], TRUTH["beta"]
+    best = (a * TRUTH["A"] / (b * TRUTH["B"])) ** (1 / (a + b)) * (1e21 / 6) ** (b / (a + b))
+    assert plan["N"]["low"] < best < plan["N"]["high"] and plan["N"]["value"] == pytest.approx(best, rel=0.1)
+
+
+def test_predict_next_runs_overtake_and_gain(table: Path, tmp_path: Path) -> None:
+    out, arguments = tmp_path / "out.json", ["-c", "N=my size", "--json"]
+    result = run(app, ["predict", str(table), "--N", "7B,70B", "--D", "1.4T", *arguments, str(out)])
+    assert result.exit_code == 0, result.output
+    for row, N in zip(json.loads(out.read_text())["predictions"], (7e9, 7e10), strict=True):
+        truth = TRUTH["E"] + TRUTH["A"] / N ** TRUTH["alpha"] + TRUTH["B"] / 1.4e12 ** TRUTH["beta"]
+        assert row["low"] < truth < row["high"] and row["value"] == pytest.approx(truth, rel=0.01)
+    result = run(app, ["next-runs", str(table), "--spend", "1e20", "--n-runs", "4", *arguments, str(out)])
+    assert result.exit_code == 0 and len(json.loads(out.read_text())["runs"]) <= 4, result.output
+    rows = [line.rpartition(",") for line in table.read_text().splitlines()[1:]]
+    better = tmp_path / "better.csv"  # steeper in N: it wins where models are large
+    lines = [f"{head},{float(loss) + 0.2 - 3.5 * float(head.split(',')[0]) ** -0.2}" for head, _, loss in rows]
+    better.write_text("\n".join(["my size,tokens,loss", *lines]))
+    result = run(app, ["overtake", str(table), str(better), "--compute", "1e22", *arguments, str(out)])
+    assert result.exit_code == 0 and "B is worth" in result.output, result.output
+    both = tmp_path / "both.csv"
+    both.write_text("\n".join(["my size,tokens,loss,recipe", *(f"{h},{x},1" for h, _, x in rows),
+                               *(f"{h},{float(x) - 0.05},2" for h, _, x in rows)]))  # fmt: skip
+    result = run(app, ["gain", str(both), "--group", "recipe", "--groups", "1,2", *arguments, str(out)])
+    assert result.exit_code == 0 and json.loads(out.read_text())["gain"]["value"] > 1, result.output
+
+
+def test_convert() -> None:
+    result = run(app, ["convert", "3 PF-days", "--N", "1B"])
+    assert "2.592e+20 FLOPs" in result.output and "4.32e+10" in result.output  # 3 x 8.64e19, / 6e9
+    result = run(app, ["convert", "--d-model", "768", "--n-layer", "12", "--n-head", "12"])
+    assert "84.9 M" in result.output and "124 M" in result.output  # GPT-2 small: 12 x 12 x 768^2, and what it is called
+    assert run(app, ["convert", "--N", "1B"]).exit_code == 2
+
+
+def test_messages_speak_of_options(table: Path) -> None:
+    result = run(app, ["plan", str(table), "-c", "N=my size", "--target-loss", "2", "--target-gain", "0.1"])
+    assert "give --target-loss or --target-gain, not both" in result.stderr
+    result = run(app, ["plan", str(table), "-c", "N=my size", "--dollars", "100"])
+    assert "--dollars 100.0 needs --device, such as" in result.stderr
+    for command in ("fit", "plan"):
+        assert "<bool>" not in run(app, [command, "--help"]).output
+
+
+def test_python_m_and_completion() -> None:
+    done = subprocess.run([sys.executable, "-m", "pyscaling", "--help"], capture_output=True, text=True, check=True)
+    assert "next-runs" in done.stdout and "--install-completion" in done.stdout

@@ -83,7 +83,13 @@ class Unit:
 
     scale: float = 1.0
     logarithm: bool = False
-    text: str = ""
+
+    def done_to(self, name: str) -> str:
+        return (
+            f"{name} is ln of a perplexity"
+            if self.logarithm
+            else f"{name} x {self.scale:.4g}".replace("e+0", "e").replace("e+", "e")
+        )
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -106,11 +112,14 @@ def unit_of(column: str, given: object) -> Unit:
     """
     if isinstance(given, Unit):
         return given
-    if not isinstance(given, bool | str) and isinstance(given, int | float | np.number):
-        if not (np.isfinite(given) and given > 0):
+    try:
+        scale = float(given) if not isinstance(given, bool) else float("nan")  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        unit = _unit(column, str(given))
+    else:
+        if not (np.isfinite(scale) and scale > 0):
             raise ValueError(f"unit of {column} must be finite and positive, got {given!r}.")
-        return Unit(float(given), text=f"x {given:g}")
-    unit = _unit(column, str(given))
+        unit = Unit(scale)
     if unit is None:
         known = {"loss": "nats, bits or perplexity", "C": "GFLOPs, EFLOPs or PF-days"}.get(column, "k, M, B or T")
         raise ValueError(f"unit of {column}={given!r} is unknown; give a number to multiply by, or {known}.")
@@ -229,7 +238,7 @@ def _meaning_as(column: str, nouns: tuple[str, ...], words: list[str], unit_text
         # "loss (C4)" is a loss of something; "loss (%)" is none
         return None
     if noun in ("perplexity", "ppl"):
-        return Meaning(column, _INDIRECT, Unit(logarithm=True, text="perplexity")) if unit.scale == 1 else None
+        return Meaning(column, _INDIRECT, Unit(logarithm=True)) if unit.scale == 1 else None
     return Meaning(column, max(ranks, default=rank), unit)
 
 
@@ -285,20 +294,20 @@ def _unit(column: str, text: str) -> Unit | None:
     if column == "loss":
         word = plain.replace("/", " ").replace(" per token", "").replace(" token", "")
         if word in ("perplexity", "ppl"):
-            return Unit(logarithm=True, text="perplexity")
-        return Unit(_LOSSES[word], text=word if _LOSSES[word] != 1 else "") if word in _LOSSES else _power(plain)
+            return Unit(logarithm=True)
+        return Unit(_LOSSES[word]) if word in _LOSSES else _power(plain)
     if plain in _NO_UNIT:
         return Unit()
     first, _, rest = plain.partition(" ")
     if first in _UNIT_WORDS and (not rest or rest in _NO_UNIT):
-        return Unit(_UNIT_WORDS[first], text=text.strip())
+        return Unit(_UNIT_WORDS[first])
     if column == "C":
         words = re.sub(r"[^a-z0-9]+", " ", plain)
         if re.fullmatch(r"(pf|pflops?|petaflops?|peta flops?)( s)? ?days?", words):
-            return Unit(float(parse_compute("1 PF-days")), text=text.strip())
+            return Unit(float(parse_compute("1 PF-days")))
         flops = _prefixed_flops(words.replace(" ", ""))
         if flops is not None or re.fullmatch(r"[kmgtpezy]", words):
-            return Unit(flops or float(parse_compute(f"1 {words}flops")), text=text.strip())
+            return Unit(flops or float(parse_compute(f"1 {words}flops")))
     return _power(plain)
 
 
@@ -310,7 +319,7 @@ def _power(plain: str) -> Unit | None:
     if found is None:
         return None
     scale = float(f"{found[1] or 1}e{found[2] or found[3]}")
-    return Unit(scale, text=plain)
+    return Unit(scale)
 
 
 def cell_value(column: str, text: str) -> float:

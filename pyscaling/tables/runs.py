@@ -78,8 +78,8 @@ class Runs:
             self[name]  # says what there is
         for name, unit in {**chosen, **{name: unit_of(name, given) for name, given in (units or {}).items()}}.items():
             self._columns[name] = unit.apply(self._read(name))
-            if unit.text and old is None:
-                self.notes += (f"{name} read as {unit.text}",)
+            if unit != Unit():
+                self.notes += (unit.done_to(name),)
         self._check(drop_missing)
 
     def _check(self, drop_missing: bool | Collection[str]) -> None:

@@ -75,13 +75,13 @@ def test_headers_that_are_equally_sure_are_named() -> None:
 
 def test_perplexity_becomes_a_loss_and_says_so() -> None:
     runs = ps.Runs({"N": [1e7, 1e8], "D": [1e9, 1e9], "val_ppl": np.exp([3.0, 2.5])})
-    assert runs.loss == pytest.approx([3.0, 2.5], rel=1e-15) and "loss read as perplexity" in runs.taken
+    assert runs.loss == pytest.approx([3.0, 2.5], rel=1e-15) and "loss is ln of a perplexity" in runs.taken
 
 
 @pytest.mark.parametrize(
     ("column", "unit", "scale"),
     [("N", 1e6, 1e6), ("N", "M", 1e6), ("D", "billions", 1e9), ("C", "EFLOPs", 1e18), ("C", "PF-days", PF_DAY),
-     ("loss", "bits", math.log(2)), ("N", "1e6", 1e6), ("C", "10^18", 1e18)],
+     ("loss", "bits", math.log(2)), ("N", "1e6", 1e6), ("D", "524288", 524288.0), ("C", "10^18", 1e18)],
 )  # fmt: skip
 def test_units_that_a_user_names(column: str, unit: object, scale: float) -> None:
     assert unit_of(column, unit).scale == scale

@@ -1,20 +1,44 @@
 """The program and what all of its commands share: a user's mistake prints one message and exits with 2."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class _BareFlags:
+    """Help in which a flag takes no value."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(context)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+        return parameters
+
+
+class _Group(_BareFlags, TyperGroup):
+    pass
+
+
+class _Command(_BareFlags, TyperCommand):
+    pass
+
 
 app = typer.Typer(
+    cls=_Group,
     help="Scaling laws for neural networks: train a grid of small models, fit the laws, plan the large one.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
+command = functools.partial(app.command, cls=_Command)
 _PROGRAM: ContextVar[Any] = ContextVar("program")
 
 
@@ -86,7 +110,8 @@ def _version(asked: bool) -> None:
 def main(
     program: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Scaling laws for neural networks: train a grid of small models, fit the laws, plan the large one."""

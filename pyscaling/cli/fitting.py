@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyscaling.cli.app import app, is_number, named, number, pairs
+from pyscaling.cli.app import command, is_number, named, number, pairs
 from pyscaling.cli.options import (
     BootstrapOption,
     DeltaOption,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     pass
 
 
-@app.command("fit")
+@command("fit")
 @fits_law
 def fit_command(
     given: Fitted,
@@ -142,7 +142,7 @@ def fit_command(
         save_plot(fitted.plot(), plot)
 
 
-@app.command("predict")
+@command("predict")
 @fits_law
 def predict_command(
     given: Fitted,
@@ -204,7 +204,7 @@ def predict_command(
         write(json, encoder.dumps(result, indent=1))
 
 
-@app.command("compare")
+@command("compare")
 @reads_table
 def compare_command(
     table: Table,
@@ -241,7 +241,7 @@ def compare_command(
     show(compare(table.read(*needed), law or None, level=level, **choices), json, plot)
 
 
-@app.command("isoflop")
+@command("isoflop")
 @reads_table
 def isoflop_command(
     table: Table,
@@ -269,7 +269,7 @@ def isoflop_command(
     show(isoflop(table.read("N", "C", "loss"), which, method, tolerance=tolerance, n=bootstrap), json, plot)
 
 
-@app.command("gain")
+@command("gain")
 @reads_table
 def gain_command(
     table: Table,
@@ -301,7 +301,7 @@ def gain_command(
     show(compute_gain(runs, group, pair, law, compute, level=level), json, plot)
 
 
-@app.command("laws")
+@command("laws")
 def laws_command() -> None:
     """List the laws that are built in."""
     from pyscaling import laws

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyscaling.cli.app import app, one_clear_message
+from pyscaling.cli.app import command, one_clear_message
 from pyscaling.cli.options import (
     BootstrapOption,
     Fitted,
@@ -29,7 +29,7 @@ from pyscaling.cli.show import (
 )
 
 
-@app.command("plan")
+@command("plan")
 @fits_law
 def plan_command(
     given: Fitted,
@@ -60,7 +60,8 @@ def plan_command(
         typer.Option(metavar="COUNT", help='"1T": tokens to be served, which the budget pays for, too.'),
     ] = None,
     serving_apart: Annotated[
-        bool, typer.Option("--serving-apart", help="The budget is training's alone; serving is priced in beside it.")
+        bool,
+        typer.Option("--serving-apart", help="The budget is training's alone; serving is priced in beside it."),
     ] = False,
     max_parameters: Annotated[str | None, typer.Option(metavar="COUNT", help="Largest N.")] = None,
     serving_memory: Annotated[
@@ -121,7 +122,7 @@ def plan_command(
         write(toml, result.to_toml(corpus))
 
 
-@app.command("next-runs")
+@command("next-runs")
 @fits_law
 def next_runs_command(
     given: Fitted,
@@ -163,7 +164,7 @@ def next_runs_command(
         typer.echo(f"Wrote {csv}")
 
 
-@app.command("overtake")
+@command("overtake")
 @fits_law
 def overtake_command(
     given: Fitted,
@@ -193,7 +194,7 @@ def overtake_command(
         )
 
 
-@app.command("convert")
+@command("convert")
 def convert_command(
     compute: Annotated[
         str | None, typer.Argument(metavar="[COMPUTE]", help='As "3 PF-days" or 1e21.', show_default=False)

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from pyscaling.cli.app import app, one_clear_message
+from pyscaling.cli.app import command, one_clear_message
 from pyscaling.cli.show import conclude
 
 
-@app.command("study")
+@command("study")
 def study_command(
     spec: Annotated[
         Path | None, typer.Argument(metavar="[SPEC.toml]", help="A study of your own.", show_default=False)
@@ -60,7 +60,7 @@ def study_command(
         conclude(study.folder)
 
 
-@app.command("report")
+@command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.", show_default=False)],
 ) -> None:

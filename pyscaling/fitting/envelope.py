@@ -34,6 +34,8 @@ class Envelope(ComputeOptimal):
         super().__init__(optima, line, samples, centre)
         self.dropped, self._curves = dropped, curves
 
+    headline = "envelope"
+
     def fit(self, law: Any = "power_constant_C", **options: Any) -> Fit:
         """L(C) along the envelope; options as of `ps.fit`. Its points share runs: take no interval from its bootstrap."""
         return fit(self.optima, law, **options)

@@ -35,6 +35,7 @@ class ComputeOptimal(Result):
     """
 
     warnings: tuple[str, ...] = ()
+    headline: str  # what this is, and the worst that is known of it
 
     def __init__(self, optima: Runs, line: np.ndarray, samples: np.ndarray, centre: float) -> None:
         self.optima, self.samples, self._line, self._centre = optima, samples, line, centre
@@ -102,6 +103,9 @@ class ComputeOptimal(Result):
         """The optima as a pandas DataFrame."""
         return self.optima.to_frame()
 
+    def plot(self, ax: Any = None, kind: str = "curves", level: float = 0.9) -> Any:
+        raise NotImplementedError
+
     def _plot_law(self, ax: Any, level: float, markers: str) -> Any:
         C = self.optima.C
         grid = np.geomspace(C.min(), C.max(), 50)
@@ -159,6 +163,15 @@ class IsoFlop(ComputeOptimal):
     def _misses(self) -> bool:
         return self.misfit > _LARGE_MISFIT and self.scatter > _SMALL_SCATTER
 
+    @property
+    def headline(self) -> str:  # type: ignore[override]
+        title = f"isoFLOP by {self.method}"
+        if not self.degrees:
+            return f"{title}; no interval"
+        if self._misses:
+            return f"{title}; N_opt scatters {self.misfit:.2g}x its noise"
+        return f"{title}; {len(self.dropped)} dropped" if self.dropped else title
+
     def _warnings(self) -> tuple[str, ...]:
         found = []
         if not self.degrees:
@@ -186,14 +199,9 @@ class IsoFlop(ComputeOptimal):
             for C, N, se, D, loss, n in zip(*columns, strict=True)
         ]
         used = int(self.optima["n_runs"].sum())
-        title = f"isoFLOP by {self.method}: {len(self.optima)} budgets, {used} of {self.n_runs} runs"
-        if not self.degrees:
-            title += "; no interval"
-        elif self._misses:
-            title += f"; N_opt scatters {self.misfit:.2g}x its noise"
-        elif self.dropped:
-            title += f"; {len(self.dropped)} dropped"
-        lines = [title, text_table(rows), self._exponents()]
+        title, *doubt = self.headline.split("; ")
+        title += f": {len(self.optima)} budgets, {used} of {self.n_runs} runs"
+        lines = ["; ".join([title, *doubt]), text_table(rows), self._exponents()]
         if np.isfinite(self.noise):
             lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
         lines += [f"! {warning}" for warning in self.warnings]

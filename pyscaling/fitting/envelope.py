@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyscaling.fitting.fit import Fit, fit
-from pyscaling.fitting.isoflop import ComputeOptimal, power_law
+from pyscaling.fitting.isoflop import ComputeOptimal
 from pyscaling.fitting.result import new_axes
 from pyscaling.tables import Runs
 
@@ -24,12 +24,17 @@ class Envelope(ComputeOptimal):
 
     def __init__(
         self,
-        law: tuple[Runs, np.ndarray, np.ndarray, float],
+        optima: Runs,
+        line: np.ndarray,
+        samples: np.ndarray,
+        centre: float,
         curves: list[tuple[np.ndarray, np.ndarray]],
         dropped: dict[str, int],
     ) -> None:
-        super().__init__(*law)
+        super().__init__(optima, line, samples, centre)
         self.dropped, self._curves = dropped, curves
+
+    headline = "envelope"
 
     def fit(self, law: Any = "power_constant_C", **options: Any) -> Fit:
         """L(C) along the envelope; options as of `ps.fit`. Its points share runs: take no interval from its bootstrap."""
@@ -43,8 +48,8 @@ class Envelope(ComputeOptimal):
         ]
         return "\n".join([*lines, *(f"! {count} points dropped: {reason}" for reason, count in self.dropped.items())])
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "dropped": self.dropped}
+    def to_dict(self, level: float = 0.9) -> dict[str, Any]:
+        return {**super().to_dict(level), "dropped": self.dropped}
 
     def plot(self, ax: Any = None, kind: str = "curves", level: float = 0.9) -> Any:
         """kind "curves": loss against C with the envelope; "law": N_opt and D_opt against C; returns the Axes."""
@@ -122,7 +127,7 @@ def envelope(
 
     def laws(best: np.ndarray, inner: np.ndarray) -> np.ndarray:
         y = np.stack([np.log(sizes[best]), tokens[best, np.arange(points)]])
-        return power_law(grid - centre, y, inner.astype(float))
+        return _power_law(grid - centre, y, inner.astype(float))
 
     generator = np.random.default_rng(seed)
     samples = np.empty((n, 2, 2))
@@ -131,7 +136,7 @@ def envelope(
         among, inner_i = _lowest(loss[drawn], sizes[drawn])
         samples[i] = laws(drawn[among], inner_i)
     paths = [(np.exp(x), np.exp(y)) for x, y, _ in lines]
-    return Envelope((optima, laws(best, inner), samples, centre), paths, dropped)
+    return Envelope(optima, laws(best, inner), samples, centre, paths, dropped)
 
 
 def _lowest(loss: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +146,19 @@ def _lowest(loss: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray
     N = np.where(there, sizes[:, None], np.nan)
     low, high = np.fmin.reduce(N, axis=0), np.fmax.reduce(N, axis=0)
     return best, (sizes[best] > low) & (sizes[best] < high)
+
+
+def _power_law(u: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted least squares of y [..., n] on u [n]: (value at u = 0, slope), [..., 2]. NaN in y are left out."""
+    w = np.where(np.isfinite(y), weight, 0.0)
+    y = np.where(np.isfinite(y), y, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # fewer than two points: NaN
+        total = w.sum(-1)
+        mean_u, mean_y = (w * u).sum(-1) / total, (w * y).sum(-1) / total
+        du = u - mean_u[..., None]
+        slope = (w * du * y).sum(-1) / (w * du**2).sum(-1)
+        slope = np.where((w > 0).sum(-1) > 1, slope, np.nan)
+    return np.stack([mean_y - slope * mean_u, slope], axis=-1)
 
 
 def _smooth(values: np.ndarray, width: float) -> np.ndarray:

@@ -4,6 +4,9 @@ Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): at each budg
 floor gives N_opt and D_opt, and these follow N_opt ~ C^a, D_opt ~ C^b. A parabola is biased where the valley is not
 symmetric or the grid not centred on its floor; Akima's interpolation (Porian et al. 2024, arXiv:2406.19146) is not, but
 follows the noise of single runs: with 0.2 % of it and 5 to 11 runs a budget, its intervals are 4 to 7 times as wide.
+
+Optima scatter about the power law by more than the noise of their runs: tuning and shape differ from budget to budget. That
+scatter is a variance of its own here, and what the optima do about the line decides how wide intervals are (docs/isoflop.md).
 """
 
 import warnings
@@ -20,13 +23,19 @@ from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_tab
 from pyscaling.tables import Runs
 
 _METHODS = ("parabola", "akima")
+_LARGE_MISFIT = 2.0  # chance alone exceeds it in 2 tables of 100 with four budgets, in none with ten
+_SMALL_SCATTER = 0.01  # of ln N: of no consequence, whatever explains it
 
 
 class ComputeOptimal(Result):
     """Power laws N_opt = G C^a and D_opt = H C^b.
 
-    samples: [R, 2, 2] of the bootstrap, as (N or D) x (its logarithm at the middle compute, exponent).
+    samples: [R, 2, 2] of the power laws, as (N or D) x (its logarithm at the middle compute, exponent); their quantiles are
+    the intervals. warnings: what to know before trusting them.
     """
+
+    warnings: tuple[str, ...] = ()
+    headline: str  # what this is, and the worst that is known of it
 
     def __init__(self, optima: Runs, line: np.ndarray, samples: np.ndarray, centre: float) -> None:
         self.optima, self.samples, self._line, self._centre = optima, samples, line, centre
@@ -41,16 +50,20 @@ class ComputeOptimal(Result):
         """b in D_opt ~ C^b."""
         return float(self._line[1, 1])
 
-    def interval(self, quantity: str, level: float = 0.95) -> tuple[float, float]:
-        """Bootstrap interval of "exponent_N" or "exponent_D"; NaN where the data leave no noise to resample."""
+    def interval(self, quantity: str, level: float = 0.9) -> tuple[float, float]:
+        """Interval of "exponent_N" or "exponent_D"; NaN where the data do not say how much the optima scatter."""
         check_level(level)
         if quantity not in ("exponent_N", "exponent_D"):
             raise ValueError(f'quantity={quantity!r} is unknown; known are "exponent_N" and "exponent_D".')
-        low, high = _quantiles(self.samples[:, int(quantity == "exponent_D"), 1], level)
+        low, high = self._ends(int(quantity == "exponent_D"), np.array([0.0, 1.0]), level)
         return float(low), float(high)
 
+    def _ends(self, which: int, at: np.ndarray, level: float) -> np.ndarray:
+        """Ends [2, ...] of the interval of at [..., 2] times (logarithm at the middle compute, exponent)."""
+        return _quantiles(np.moveaxis(at @ self.samples[:, which].T, -1, 0), level)
+
     def N(self, C: Any, level: float = 0.9) -> Prediction:
-        """N_opt at C FLOPs (a number or an array), with its interval."""
+        """N_opt at C FLOPs (a number or an array), with its interval: of the power law, about which single budgets scatter."""
         return self._at(0, C, level)
 
     def D(self, C: Any, level: float = 0.9) -> Prediction:
@@ -63,8 +76,7 @@ class ComputeOptimal(Result):
         if not np.all(np.isfinite(C) & (C > 0)):
             raise ValueError(f"C must be finite and positive, got {C}; it is a compute in FLOPs.")
         x = np.log(C) - self._centre
-        drawn = self.samples[:, which, 0, None] + self.samples[:, which, 1, None] * x.ravel()
-        low, high = (np.exp(edge).reshape(x.shape) for edge in _quantiles(drawn, level))
+        low, high = np.exp(self._ends(which, np.stack([np.ones_like(x), x], axis=-1), level))
         value = np.exp(self._line[which, 0] + self._line[which, 1] * x)
         if x.ndim == 0:
             return Prediction(float(value), float(low), float(high), level)
@@ -77,17 +89,22 @@ class ComputeOptimal(Result):
             rows.append([symbol, f"{getattr(self, name):.4f}", f"{low:.4f} .. {high:.4f}"])
         return text_table(rows)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         return {
             "exponent_N": self.exponent_N,
             "exponent_D": self.exponent_D,
-            "interval_95": {name: list(self.interval(name)) for name in ("exponent_N", "exponent_D")},
+            "level": level,
+            "intervals": {name: list(self.interval(name, level)) for name in ("exponent_N", "exponent_D")},
             "optima": {name: column.tolist() for name, column in self.optima.to_dict().items()},
+            "warnings": list(self.warnings),
         }
 
     def to_frame(self) -> Any:
         """The optima as a pandas DataFrame."""
         return self.optima.to_frame()
+
+    def plot(self, ax: Any = None, kind: str = "curves", level: float = 0.9) -> Any:
+        raise NotImplementedError
 
     def _plot_law(self, ax: Any, level: float, markers: str) -> Any:
         C = self.optima.C
@@ -106,25 +123,73 @@ class ComputeOptimal(Result):
 class IsoFlop(ComputeOptimal):
     """The outcome of `ps.isoflop`.
 
-    optima: Runs with columns C (FLOPs, the budget), N, N_se (standard error), D (tokens), loss (nats per token), n_runs.
-    dropped: budget -> why it gave no optimum. noise: standard deviation of a run about its curve, relative to the loss.
-    misfit: root of chi^2 per degree of freedom of the optima about the power law of N; well above 1, the scatter is more
-    than noise explains, and the intervals are too narrow. n_runs: of the table; those at no budget play no part.
+    optima: Runs with columns C (FLOPs, the budget), N, N_se (standard error by the noise of its runs), D (tokens), loss (nats
+    per token), n_runs. dropped: budget -> why it gave no optimum. noise: standard deviation of a run about its curve, relative
+    to the loss. misfit: root of chi^2 per degree of freedom of the optima about the power law of N; well above 1, they scatter
+    more than noise explains. scatter: standard deviation of ln N_opt from budget to budget beyond that noise, by restricted
+    maximum likelihood; intervals include it. degrees: of freedom of the t intervals, budgets - 2. n_runs: of the table;
+    those at no budget play no part.
     """
 
     def __init__(
         self,
-        law: tuple[Runs, np.ndarray, np.ndarray, float],
+        optima: Runs,
+        laws: "_PowerLaws",
+        samples: np.ndarray,
+        centre: float,
         curves: "list[Curve]",
         method: str,
         dropped: dict[float, str],
         noise: float,
-        misfit: float,
         n_runs: int,
     ) -> None:
-        super().__init__(*law)
-        self.method, self.dropped, self.noise, self.misfit, self._curves = method, dropped, noise, misfit, curves
-        self.n_runs = n_runs
+        super().__init__(optima, laws.line, samples, centre)
+        self.method, self.dropped, self.noise, self._curves = method, dropped, noise, curves
+        self.misfit, self.scatter, self.degrees, self.n_runs = laws.misfit, laws.scatter, laws.degrees, n_runs
+        self._covariance = laws.covariance
+        self.warnings = self._warnings()
+
+    def _ends(self, which: int, at: np.ndarray, level: float) -> np.ndarray:
+        from scipy.special import stdtrit
+
+        value = at @ self._line[which]
+        if not self.degrees:
+            return np.full((2, *value.shape), np.nan)
+        error = np.sqrt(np.sum((at @ self._covariance[which]) * at, axis=-1))
+        reach = stdtrit(self.degrees, (1 + level) / 2) * error
+        return np.stack([value - reach, value + reach])
+
+    @property
+    def _misses(self) -> bool:
+        return self.misfit > _LARGE_MISFIT and self.scatter > _SMALL_SCATTER
+
+    @property
+    def headline(self) -> str:  # type: ignore[override]
+        title = f"isoFLOP by {self.method}"
+        if not self.degrees:
+            return f"{title}; no interval"
+        if self._misses:
+            return f"{title}; N_opt scatters {self.misfit:.2g}x its noise"
+        return f"{title}; {len(self.dropped)} dropped" if self.dropped else title
+
+    def _warnings(self) -> tuple[str, ...]:
+        found = []
+        if not self.degrees:
+            found.append(
+                "no interval: two budgets fix a line and say nothing of its error; add a third, better a fifth"
+            )
+        if self._misses:
+            found.append(
+                f"the optima scatter {self.misfit:.2g} times as much about the power law as the noise of their runs explains "
+                f"(a budget's N_opt by a factor of {np.exp(self.scatter):.3g}): tuning or the shape of the curves differs from "
+                "budget to budget, or no one power law holds. The intervals include this scatter as far as it is random"
+            )
+        if self.degrees and not np.isfinite(self.noise):
+            found.append(
+                "every curve goes through all of its runs, so that their noise is unknown: the intervals rest on the scatter "
+                "of the optima alone; with more runs a budget they would be checked against it"
+            )
+        return tuple(found)
 
     def __str__(self) -> str:
         rows = [["C", "N_opt", "+-", "D_opt", "loss", "runs"]]
@@ -134,24 +199,24 @@ class IsoFlop(ComputeOptimal):
             for C, N, se, D, loss, n in zip(*columns, strict=True)
         ]
         used = int(self.optima["n_runs"].sum())
-        title = f"isoFLOP by {self.method}: {len(self.optima)} budgets, {used} of {self.n_runs} runs"
-        lines = [title, text_table(rows), self._exponents()]
+        title, *doubt = self.headline.split("; ")
+        title += f": {len(self.optima)} budgets, {used} of {self.n_runs} runs"
+        lines = ["; ".join([title, *doubt]), text_table(rows), self._exponents()]
         if np.isfinite(self.noise):
             lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
-        else:
-            lines.append(
-                "! no interval: every budget's curve goes through all of its runs; add runs to estimate the noise"
-            )
+        lines += [f"! {warning}" for warning in self.warnings]
         lines += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         dropped = [{"C": C, "reason": reason} for C, reason in self.dropped.items()]
         return {
             "method": self.method,
-            **super().to_dict(),
+            **super().to_dict(level),
+            "degrees": self.degrees,
             "noise": self.noise,
             "misfit": self.misfit,
+            "scatter": self.scatter,
             "dropped": dropped,
         }
 
@@ -227,10 +292,13 @@ def isoflop(
     in FLOPs (each run goes to the nearest, if within the fraction `tolerance`), or None: runs whose C follow each other
     within `tolerance` are one budget. method: "parabola", least squares in ln N, weighted by `weights` (a column or [n]),
     with the optimum's standard error by the delta method; or "akima", a cubic with the slopes of Akima 1970
-    (doi:10.1145/321607.321609) through the runs, with standard errors from the bootstrap. Exponents: least squares of
-    ln N_opt and ln D_opt on ln C, weighted by the optima's variances. Intervals: n resamples of the residuals, pooled
-    over budgets (about a parabola; for Akima's curve about a cubic), optima and exponents computed anew from each.
-    Warns of budgets that give no optimum; `dropped` has them. Raises ValueError for bad arguments, or fewer than two optima.
+    (doi:10.1145/321607.321609) through the runs, with standard errors from n resamples of the residuals about a cubic, pooled
+    over budgets. Exponents: least squares of ln N_opt and ln D_opt on ln C, weighted by 1 / (s^2 + tau^2), where s is an
+    optimum's error (none counts as less than the median's) and tau the scatter between budgets, by restricted maximum likelihood.
+    Intervals: Student's t with budgets - 2 degrees of freedom, the variance scaled to the scatter that is seen (Knapp & Hartung
+    2003, doi:10.1002/sim.1482); n samples of the same distribution.
+    Warns of budgets that give no optimum (`dropped` has them), and of optima that scatter more than their noise explains.
+    Raises ValueError for bad arguments, or fewer than two optima.
     """
     table = runs if isinstance(runs, Runs) else Runs(runs)
     if method not in _METHODS:
@@ -258,53 +326,107 @@ def isoflop(
         count = len(dropped) + len(curves)
         warnings.warn(f"isoflop dropped {len(dropped)} of {count} budgets: {listed}.", stacklevel=2)
     noise, residuals = _pooled_residuals(curves, degree)
-    drawn, at, unit = [], [], []
+    at, errors = [], []
     generator = np.random.default_rng(seed)
     for curve in curves:
         x, loss, variance = minimum(curve, curve.loss)
-        # Not the runs but their residuals: a resample of five runs is seldom a valley (intervals 2.6 times as wide).
-        base = curve.fitted(2) if method == "parabola" else curve.loss
-        noisy = generator.choice(residuals, size=(n, len(curve.x))) * curve.loss.mean() / np.sqrt(curve.weight)
-        x_drawn = minimum(curve, base + noisy)[0]
-        drawn.append([x_drawn, curve.D(x_drawn)])
+        if method == "akima":
+            # Not the runs but their residuals: a resample of five runs is seldom a valley (intervals 2.6 times as wide).
+            noisy = generator.choice(residuals, size=(n, len(curve.x))) * curve.loss.mean() / np.sqrt(curve.weight)
+            errors.append(np.sqrt(_variance(minimum(curve, curve.loss + noisy)[0])))
+        else:
+            errors.append(noise * np.sqrt(variance))
         at.append([x, curve.D(x), loss])
-        unit.append(float(variance) if method == "parabola" else _variance(x_drawn))
-    optimum, variance = np.array(at), np.array(unit)
-    se = noise * np.sqrt(variance) if method == "parabola" else np.sqrt(variance)
-    weight = 1 / variance if np.all(variance > 0) else np.ones(len(curves))
+    optimum, se = np.array(at).T, np.array(errors)
     C = np.array([curve.C for curve in curves])
     centre = float(np.log(C).mean())
-    u = np.log(C) - centre
-    y = np.stack([optimum[:, 0], optimum[:, 1]])
-    line = power_law(u, y, weight)
-    scatter = np.sum((y[0] - line[0, 0] - line[0, 1] * u) ** 2 / np.where(se > 0, se, np.nan) ** 2)
-    misfit = float(np.sqrt(scatter / (len(C) - 2))) if len(C) > 2 else float("nan")
+    laws = _power_laws(np.log(C) - centre, optimum[:2], se)
     optima = Runs(
         {
             "C": C,
-            "N": np.exp(optimum[:, 0]),
-            "N_se": np.exp(optimum[:, 0]) * se,
-            "D": np.exp(optimum[:, 1]),
-            "loss": optimum[:, 2],
+            "N": np.exp(optimum[0]),
+            "N_se": np.exp(optimum[0]) * se,
+            "D": np.exp(optimum[1]),
+            "loss": optimum[2],
             "n_runs": np.array([len(curve.x) for curve in curves]),
         },
         source="the optima",
     )
-    samples = power_law(u, np.moveaxis(np.array(drawn), (0, 1, 2), (2, 1, 0)), weight)
-    return IsoFlop((optima, line, samples, centre), curves, method, dropped, noise, misfit, len(table))
+    result = IsoFlop(optima, laws, laws.draw(n, generator), centre, curves, method, dropped, noise, len(table))
+    if result.warnings:
+        warnings.warn(f"isoflop: {'; '.join(result.warnings)}.", stacklevel=2)
+    return result
 
 
-def power_law(u: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted least squares of y [..., n] on u [n]: (value at u = 0, slope), [..., 2]. NaN in y are left out."""
-    w = np.where(np.isfinite(y), weight, 0.0)
-    y = np.where(np.isfinite(y), y, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # fewer than two points: NaN
-        total = w.sum(-1)
-        mean_u, mean_y = (w * u).sum(-1) / total, (w * y).sum(-1) / total
-        du = u - mean_u[..., None]
-        slope = (w * du * y).sum(-1) / (w * du**2).sum(-1)
-        slope = np.where((w > 0).sum(-1) > 1, slope, np.nan)
-    return np.stack([mean_y - slope * mean_u, slope], axis=-1)
+@dataclass(frozen=True)
+class _PowerLaws:
+    """Lines through optima: line [2, 2] as (N or D) x (value at u = 0, slope); its covariance is scale[i, j] x unscaled."""
+
+    line: np.ndarray
+    unscaled: np.ndarray  # (X'WX)^-1, [2, 2]
+    scale: np.ndarray  # of the residuals of N and D, [2, 2]; NaN without a degree of freedom
+    degrees: int
+    scatter: float
+    misfit: float
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Of each line's (value, slope), [2, 2, 2]."""
+        return np.diag(self.scale)[:, None, None] * self.unscaled
+
+    def draw(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """Lines [n, 2, 2] from their joint t distribution; where C = 6ND, so are the N and D of each."""
+        if not self.degrees:
+            return np.full((n, 2, 2), np.nan)
+        values, vectors = np.linalg.eigh(self.scale)  # singular where C = 6ND
+        of_laws, of_line = vectors * np.sqrt(np.maximum(values, 0)), np.linalg.cholesky(self.unscaled)
+        t = generator.standard_normal((n, 2, 2)) / np.sqrt(generator.chisquare(self.degrees, (n, 1, 1)) / self.degrees)
+        return self.line + of_laws @ t @ of_line.T
+
+
+def _power_laws(u: np.ndarray, y: np.ndarray, se: np.ndarray) -> _PowerLaws:
+    """Lines through y [2, k] on u [k], whose errors se [k] explain a part of their scatter; NaN where unknown.
+
+    The scatter between budgets is y[0]'s, and so are the weights. Of errors below the median's some are small by luck, and
+    the few that have them would decide: with two of a twentieth of the others', 90 % intervals cover 77 %.
+    """
+    X, degrees = np.stack([np.ones_like(u), u], axis=-1), len(u) - 2
+    variance = np.maximum(se, np.median(se)) ** 2
+    known = bool(np.all(variance > 0))
+    tau2 = between_variance(X, y[0], variance) if known and degrees else 0.0
+    weight = 1 / (variance + tau2) if known else np.ones_like(u)
+    line, unscaled, residual = _least_squares(X, y, weight)
+    scale = (residual * weight) @ residual.T / degrees if degrees else np.full((2, 2), np.nan)
+    misfit = scatter = float("nan")
+    if degrees and np.all(se > 0):
+        misfit = float(np.sqrt(np.sum((_least_squares(X, y[:1], se**-2.0)[2] / se) ** 2) / degrees))
+    if degrees:
+        scatter = float(np.sqrt(tau2 if known else scale[0, 0]))
+    return _PowerLaws(line, unscaled, scale, degrees, scatter, misfit)
+
+
+def _least_squares(X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients [m, p] of y [m, k] on X [k, p], (X'WX)^-1 and residuals [m, k]."""
+    unscaled = np.linalg.inv((X.T * weight) @ X)
+    beta = (y * weight) @ X @ unscaled
+    return beta, unscaled, y - beta @ X.T
+
+
+def between_variance(X: np.ndarray, y: np.ndarray, variance: np.ndarray) -> float:
+    """tau^2 >= 0 of y [k] ~ normal(X beta, tau^2 + variance) by restricted maximum likelihood, in steps of Fisher scoring.
+
+    Viechtbauer 2005 (doi:10.3102/10769986030003261), eq. 11, for a regression.
+    """
+    tau2 = 0.0
+    for _ in range(200):
+        weight = 1 / (variance + tau2)
+        _, unscaled, residual = _least_squares(X, y[None], weight)
+        P = np.diag(weight) - (weight[:, None] * X) @ unscaled @ (X.T * weight)
+        Py = weight * residual[0]
+        before, tau2 = tau2, max(0.0, tau2 + float((Py @ Py - np.trace(P)) / np.sum(P * P)))
+        if abs(tau2 - before) <= 1e-10 * (tau2 + np.mean(variance)):
+            break
+    return tau2
 
 
 def _curves(

@@ -9,10 +9,12 @@ import numpy as np
 
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.fitting.bootstrap import Bootstrap, check_level, interval_of
+from pyscaling.fitting.isoflop import ComputeOptimal
 from pyscaling.planning.around import Around
 from pyscaling.planning.batch import choose_batch
 from pyscaling.planning.budget import Budget, budget_of
 from pyscaling.planning.device import Device
+from pyscaling.planning.from_frontier import plan_along_frontier
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, SMALLEST_N, Frontier, Repetition
 from pyscaling.planning.result import Plan, Quantity
 from pyscaling.units import check_positive, parse_count, parse_memory
@@ -53,6 +55,8 @@ def plan(
 ) -> Plan:
     """Best N and D under every limit that is given, by any fitted law of N and D (and of unique tokens U).
 
+    fit: of `ps.fit`; or an isoFLOP or an envelope, which answer for a budget and refuse goals and limits.
+
     **The budget**, in one unit or several, of which the tightest binds: compute, FLOPs or a text with a unit ("1e21",
     "3 PF-days"); gpu_hours of a `device` ("H100", or a planning.Device) at a `utilisation` of its peak (0.4 unless given);
     dollars at a price_per_gpu_hour; time, a text with a unit ("3 days"), on so many `devices`. It pays for 6ND of training
@@ -76,6 +80,8 @@ def plan(
     not positive, a budget too small for any model, a loss that cannot be reached, and limits that contradict each other: which
     one binds, and by how much.
     """
+    if isinstance(fit, ComputeOptimal):
+        return plan_along_frontier(**locals())
     check_level(level)
     _check_fit(fit, bootstrap, seed)
     _check_law(fit, unique_tokens)

@@ -19,7 +19,8 @@ def runs(law: str, params: dict[str, float], seed: int = 0) -> ps.Runs:
     return ps.Runs({"N": N, "D": D, "loss": loss * np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(N)))})
 
 
-CHINCHILLA = runs("chinchilla", {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28})
+TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+CHINCHILLA = runs("chinchilla", TRUTH)
 KAPLAN = runs("kaplan_ND", {"N_c": 6.4e13, "alpha_N": 0.076, "alpha_D": 0.103, "D_c": 1.8e13})
 
 
@@ -35,9 +36,9 @@ def test_the_true_law_wins(table: ps.Runs, law: str, holdout: object) -> None:
 
 def test_prediction_intervals_hold_their_level() -> None:
     """The share of held-out runs inside 90 % intervals, over 40 tables of 6 held-out runs by the true law."""
-    truth = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
     inside = [
-        ps.compare(runs("chinchilla", truth, s), ["chinchilla"], starts=8)["chinchilla"].inside for s in range(40)
+        ps.compare(runs("chinchilla", TRUTH, s), ["chinchilla"], "largest", starts=8)["chinchilla"].inside
+        for s in range(40)
     ]
     # runs of one table share their law's error, so that tables, not runs, are independent
     assert np.mean(inside) == pytest.approx(0.9, abs=3 * np.std(inside) / np.sqrt(len(inside)))
@@ -70,6 +71,84 @@ def test_weights_follow_their_runs() -> None:
     kept = ps.compare(CHINCHILLA.select(~dead), ["chinchilla"], mask[~dead])["chinchilla"]
     assert weighted.rms == pytest.approx(kept.rms, rel=1e-4)
     assert (weighted.aicc, weighted.bic) == pytest.approx((kept.aicc, kept.bic), rel=1e-6)
+
+
+def test_cuts_extrapolate_in_compute_and_are_pooled() -> None:
+    result = ps.compare(CHINCHILLA, ["kaplan_ND", "chinchilla"])
+    held = [int(cut.sum()) for cut in result.cuts]
+    assert (
+        held == sorted(held)
+        and len(held) == 3
+        and all(h >= share * 42 for h, share in zip(held, (0.2, 0.35, 0.5), strict=True))
+    )
+    assert held[-1] < 0.6 * 42
+    assert result.best == "chinchilla" and np.array_equal(result.held_out, result.cuts[-1])
+    C, squares = CHINCHILLA.C, 0.0
+    for cut, reach in zip(result.cuts, result.reach, strict=True):
+        assert C[cut].min() > 1.01 * C[~cut].max()
+        assert reach == C[cut].max() / C[~cut].max()
+        fit = ps.fit(CHINCHILLA.select(~cut))
+        squares += np.sum(np.log(fit.evaluate(N=N[cut], D=D[cut]) / CHINCHILLA.loss[cut]) ** 2)
+    assert result["chinchilla"].rms == pytest.approx(np.sqrt(squares / sum(held)))
+    assert len(result["chinchilla"].errors) == sum(held) == sum(result.plot().lines[0].get_xdata() > 0)
+    reaches = ", ".join(f"{reach:.3g}x" for reach in result.reach)
+    assert str(result).splitlines()[0] == (
+        f"cuts hold out {held[0]}, {held[1]}, {held[2]} of 42 runs, up to {reaches} the C of the fitted"
+    )
+    assert max(map(len, str(result).split("\n!")[0].splitlines())) <= 80
+    assert json.loads(result.to_json())["reach"] == list(result.reach)
+
+
+@pytest.mark.parametrize("n", [7, 8, 10, 13, 20])
+def test_cuts_of_small_tables_leave_enough_to_fit(n: int) -> None:
+    few = CHINCHILLA.select(np.argsort(CHINCHILLA.C, kind="stable")[np.linspace(0, 41, n).astype(int)])
+    result = ps.compare(few, ["kaplan_D", "kaplan_N"])
+    for cut in result.cuts:
+        assert (~cut).sum() >= 4 and few.C[cut].min() > few.C[~cut].max()
+    assert result.held_out.sum() >= n / 5
+
+
+def test_runs_of_one_budget_stay_together() -> None:
+    C = np.repeat(np.geomspace(1e19, 1e21, 4), 9)
+    size = np.sqrt(C / 120) * np.tile(np.geomspace(0.5, 2, 9), 4)
+    table = {"N": size, "C": C, "loss": ps.laws.get("chinchilla").evaluate(TRUTH, N=size, D=C / (6 * size))}
+    assert [int(cut.sum()) for cut in ps.compare(table, ["kaplan_ND"]).cuts] == [9, 18]
+
+
+def test_without_compute_cuts_are_in_what_the_laws_share() -> None:
+    size = np.geomspace(1e7, 1e9, 10)
+    result = ps.compare({"N": size, "loss": 2 + 400 * size**-0.3}, ["kaplan_N", "E + A/N**a"])
+    assert (result.variable, result.best) == ("N", "E + A/N**a")
+    assert str(result).splitlines()[0].endswith("the N of the fitted; no C")
+    assert all(size[cut].min() > size[~cut].max() for cut in result.cuts)
+
+
+def test_groups_are_cut_each_at_its_own() -> None:
+    """b has a tenth of a's compute: cut together, none of b would be held out, and none of a fitted with it."""
+    table = {
+        "N": np.concatenate([N, N]),
+        "D": np.concatenate([D, D / 10]),
+        "loss": np.concatenate(
+            [ps.laws.get("chinchilla").evaluate(TRUTH, N=N, D=d) + e for d, e in ((D, 0), (D / 10, 0.2))]
+        ),
+        "corpus": np.repeat(["a", "b"], 42),
+    }
+    table["loss"] *= np.exp(NOISE * np.random.default_rng(0).standard_normal(84))
+    result = ps.compare(table, ["chinchilla"], group="corpus", shared=["A", "alpha", "beta"], starts=16)
+    for cut in result.cuts:
+        assert cut[:42].sum() == cut[42:].sum() > 0
+    assert result["chinchilla"].n_parameter == 7
+    assert result["chinchilla"].rms < 3 * NOISE
+    given = ps.compare(table, ["chinchilla"], group=table["corpus"], shared=["A", "alpha", "beta"], starts=16)
+    assert given["chinchilla"].rms == result["chinchilla"].rms
+
+
+def test_runs_of_no_weight_are_not_predicted() -> None:
+    dead = np.arange(42) % 5 == 1
+    spoiled = ps.Runs({**CHINCHILLA.to_dict(), "loss": np.where(dead, 50.0, CHINCHILLA.loss)})
+    result = ps.compare(spoiled, ["chinchilla"], weights=(~dead).astype(float))
+    assert not np.any(result.held_out & dead)
+    assert result["chinchilla"].rms < 3 * NOISE
 
 
 @pytest.mark.parametrize(
@@ -114,6 +193,7 @@ def test_default_laws_and_export() -> None:
         ({"holdout": 2}, "holdout must lie between 0 and 1, got 2"),
         ({"holdout": np.ones(3, dtype=bool)}, r"boolean with one entry per run \(42\)"),
         ({"holdout": "largest", "threshold": 1e12}, "holds out 0 of 42 runs"),
+        ({"threshold": 1e9}, 'threshold=1e.09 is for holdout="largest"'),
         ({"holdout": 0.5, "threshold": 1e9}, "threshold=1e.09 is for holdout"),
         ({"objective": "l2"}, "no law could be fitted; chinchilla: objective='l2' is unknown"),
         ({"level": 90}, "level must lie between 0 and 1, got 90"),
@@ -126,7 +206,11 @@ def test_arguments(arguments: dict[str, object], message: str) -> None:
 
 def test_one_size_leaves_nothing_to_extrapolate() -> None:
     with pytest.raises(ValueError, match=r"holdout='largest' holds out 6 of 6 runs, whose N spans 1e\+07 to 1e\+07"):
-        ps.compare(CHINCHILLA.select(N.min() == CHINCHILLA.N), ["chinchilla"])
+        ps.compare(CHINCHILLA.select(N.min() == CHINCHILLA.N), ["chinchilla"], "largest")
+    with pytest.raises(
+        ValueError, match="all 6 runs of the table have the same C, so that none lies beyond the others"
+    ):
+        ps.compare({"C": np.full(6, 1e20), "loss": np.linspace(2, 3, 6)}, ["kaplan_C"])
 
 
 def test_command(tmp_path) -> None:

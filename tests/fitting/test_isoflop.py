@@ -94,13 +94,144 @@ def test_intervals_cover(method: str) -> None:
     assert np.all(np.abs(hits / count - 0.9) < 3 * np.sqrt(0.9 * 0.1 / count)), hits / count
 
 
-def test_three_runs_a_budget_leave_no_noise_to_resample() -> None:
-    result = ps.isoflop(isoflop_runs(1.5, 3, 0.001))
+def test_three_runs_a_budget_leave_the_scatter_of_the_optima() -> None:
+    with pytest.warns(UserWarning, match="isoflop: every curve goes through all of its runs"):
+        result = ps.isoflop(isoflop_runs(1.5, 3, 0.001))
     assert result.exponent_N == pytest.approx(EXPONENT, abs=0.05)
-    assert np.isnan(result.interval("exponent_N")).all()
-    assert "! no interval" in str(result)
+    assert np.isnan(result.noise) and np.isnan(result.misfit)
+    assert result.interval("exponent_N") == pytest.approx(ordinary_interval(result.optima.C, result.optima.N))
     with pytest.raises(ValueError, match="two budgets at least, the table gives 0"):
         ps.isoflop({"N": [], "C": [], "loss": []})
+
+
+def scattered_runs(
+    budgets: int, tau: float, seed: int, sizes: int | list[int] = 9, noise: float = 0.002
+) -> dict[str, np.ndarray]:
+    """Optima that scatter by tau about ln N = 0.5 ln(C / 120), and valleys that are parabolas in ln N."""
+    generator = np.random.default_rng(seed)
+    N, C, loss = [], [], []
+    for budget, size in zip(np.geomspace(6e18, 1e22, budgets), np.broadcast_to(sizes, budgets), strict=True):
+        x = np.linspace(-1.2, 1.2, size)
+        N.append(np.exp(0.5 * np.log(budget / 120) + tau * generator.standard_normal() + x))
+        C.append(np.full(size, budget))
+        loss.append((2 + 0.08 * x**2) * np.exp(noise * generator.standard_normal(size)))
+    return {"N": np.concatenate(N), "C": np.concatenate(C), "loss": np.concatenate(loss)}
+
+
+def ordinary_interval(C: np.ndarray, N: np.ndarray, level: float = 0.9) -> tuple[float, float]:
+    """Of the slope of ln N on ln C, by the textbook's formula for least squares."""
+    from scipy.stats import linregress, t
+
+    slope, _, _, _, error = linregress(np.log(C), np.log(N))
+    reach = t.ppf((1 + level) / 2, len(C) - 2) * error
+    return slope - reach, slope + reach
+
+
+@pytest.mark.filterwarnings("ignore:isoflop:UserWarning")
+@pytest.mark.parametrize(("budgets", "tau"), [(4, 0.0), (4, 0.1), (10, 0.15)])
+def test_intervals_cover_where_optima_scatter(budgets: int, tau: float) -> None:
+    """Of the exponents and of N and D a hundred times beyond the data; 1,000 tables a case are in docs/isoflop.md."""
+    hits, count = np.zeros(4), 200
+    for seed in range(count):
+        result = ps.isoflop(scattered_runs(budgets, tau, seed), n=2)
+        N, D = result.N(1e24), result.D(1e24)
+        hits += [
+            result.interval("exponent_N")[0] <= 0.5 <= result.interval("exponent_N")[1],
+            result.interval("exponent_D")[0] <= 0.5 <= result.interval("exponent_D")[1],
+            N.low <= np.sqrt(1e24 / 120) <= N.high,
+            D.low <= np.sqrt(1e24 * 120) / 6 <= D.high,
+        ]
+    # three standard errors of a binomial of 200 at 0.9
+    assert np.all(np.abs(hits / count - 0.9) < 3 * np.sqrt(0.9 * 0.1 / count)), hits / count
+
+
+@pytest.mark.filterwarnings("ignore:isoflop:UserWarning")
+def test_interval_of_equal_budgets_is_that_of_ordinary_least_squares() -> None:
+    """Where scatter outweighs the runs' noise all weights are equal, and the line at C has its textbook interval."""
+    from scipy.stats import t
+
+    result = ps.isoflop(scattered_runs(6, 20.0, 3))
+    C, N = result.optima.C, result.optima.N
+    assert result.interval("exponent_N") == pytest.approx(ordinary_interval(C, N), rel=1e-4)
+    assert result.interval("exponent_N", 0.5) == pytest.approx(ordinary_interval(C, N, 0.5), rel=1e-4)
+    x = np.log(C)
+    rest = np.log(N) - np.polyval(np.polyfit(x, np.log(N), 1), x)
+    error = np.sqrt(np.sum(rest**2) / 4 * (1 / 6 + (np.log(1e23) - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2)))
+    assert np.log(result.N(1e23).high / result.N(1e23).value) == pytest.approx(t.ppf(0.95, 4) * error, rel=1e-4)
+    assert result.scatter == pytest.approx(np.sqrt(np.sum(rest**2) / 4), rel=1e-4)
+
+
+def test_between_variance_is_the_maximum_of_the_restricted_likelihood() -> None:
+    from scipy.linalg import null_space
+    from scipy.optimize import minimize_scalar
+    from scipy.stats import multivariate_normal
+
+    from pyscaling.fitting.isoflop import between_variance
+
+    found = []
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        X = np.stack([np.ones(7), np.linspace(-3, 3, 7)], axis=-1)
+        variance = 0.01 * np.exp(generator.standard_normal(7))
+        y = X @ [20.0, 0.5] + 0.15 * generator.standard_normal(7) + np.sqrt(variance) * generator.standard_normal(7)
+        contrasts = null_space(X.T).T  # the likelihood of what no line can explain
+
+        def minus(ln_tau2: float, y: np.ndarray = y, v: np.ndarray = variance, K: np.ndarray = contrasts) -> float:
+            return -multivariate_normal(None, K @ np.diag(v + np.exp(ln_tau2)) @ K.T).logpdf(K @ y)
+
+        peer = minimize_scalar(minus, bounds=(-16, 3), method="bounded", options={"xatol": 1e-9})
+        at_zero = minus(-40.0) <= peer.fun
+        found.append(between_variance(X, y, variance))
+        assert found[-1] == pytest.approx(0 if at_zero else np.exp(peer.x), rel=1e-5, abs=1e-6)  # the root of rounding
+    assert min(found) == 0 < max(found)  # both kinds were met
+    # equal variances: what residuals show beyond them, in closed form
+    rest = y - np.polyval(np.polyfit(X[:, 1], y, 1), X[:, 1])
+    assert between_variance(X, y, np.full(7, 1e-3)) == pytest.approx(np.sum(rest**2) / 5 - 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:isoflop:UserWarning")
+def test_samples_are_the_intervals() -> None:
+    result = ps.isoflop(scattered_runs(5, 0.1, 0), n=40_000)
+    for which, name in enumerate(("exponent_N", "exponent_D")):
+        low, high = result.interval(name)
+        ends = np.quantile(result.samples[:, which, 1], [0.05, 0.95])
+        assert ends == pytest.approx([low, high], abs=0.03 * (high - low))  # 3 standard errors of a quantile of so many
+    # ln N and ln D at one C add up to ln(C / 6) in each sample, too
+    assert result.samples[:, :, 1].sum(axis=1) == pytest.approx(1, abs=1e-6)  # the root of rounding
+
+
+@pytest.mark.filterwarnings("ignore:isoflop:UserWarning")
+def test_two_precise_budgets_do_not_decide() -> None:
+    """A shift of two optima out of eight, of a hundred times the others' runs, moves the exponent as a shift of any two."""
+    sizes = [5, 5, 601, 5, 5, 601, 5, 5]
+    hits, count = 0, 150
+    for seed in range(count):
+        low, high = ps.isoflop(scattered_runs(8, 0.03, seed, sizes), n=2).interval("exponent_N")
+        hits += low <= 0.5 <= high
+    assert abs(hits / count - 0.9) < 3 * np.sqrt(0.9 * 0.1 / count), hits / count
+
+
+def test_large_misfit_is_said() -> None:
+    with pytest.warns(UserWarning, match="isoflop: the optima scatter .* times as much"):
+        result = ps.isoflop(scattered_runs(8, 0.15, 0))
+    assert result.misfit > 8 and result.scatter == pytest.approx(0.15, rel=0.5)
+    assert f"N_opt scatters {result.misfit:.2g}x its noise" in str(result).splitlines()[0]
+    assert json.loads(result.to_json())["warnings"] == list(result.warnings) and len(result.warnings) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calm = ps.isoflop(scattered_runs(8, 0.0, 0))
+    assert calm.warnings == () and "scatters" not in str(calm).splitlines()[0]
+    assert max(map(len, str(result).split("\n!")[0].splitlines())) <= 80
+
+
+def test_two_budgets_have_no_interval() -> None:
+    with pytest.warns(UserWarning, match="isoflop: no interval: two budgets fix a line"):
+        result = ps.isoflop(scattered_runs(2, 0.0, 0))
+    assert result.exponent_N == pytest.approx(0.5, abs=0.02)
+    assert np.isnan(result.interval("exponent_N")).all() and np.isnan(result.N([1e20, 1e24]).low).all()
+    assert np.isnan(result.samples).all()
+    assert str(result).splitlines()[0].endswith("; no interval")
+    assert json.loads(result.to_json())["intervals"]["exponent_N"] == [None, None]
 
 
 def test_weights_silence_a_run() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 PF_DAY = 8.64e19  # FLOPs of 1e15 FLOP/s held for a day
 
 ParameterConvention = Literal["non_embedding", "exact_non_embedding", "with_head", "with_embeddings", "total"]
-FlopConvention = Literal["6ND", "causal_attention", "attention", "head", "causal_full", "full"]
+FlopConvention = Literal["6ND", "causal_attention", "attention", "head", "causal_full", "full", "chinchilla"]
 Passes = Literal["forward", "backward", "training"]
 
 # What each convention counts: the parts of `parameter_parts` that are summed, and why one meets it.
@@ -47,6 +47,12 @@ FLOP_CONVENTIONS: dict[str, tuple[float, bool, str]] = {
     "head": (0.0, True, "6ND plus the output matrix"),
     "causal_full": (0.5, True, "6ND plus causal attention plus the output matrix"),
     "full": (1.0, True, "6ND plus attention plus the output matrix, as torch.utils.flop_counter counts"),
+    "chinchilla": (
+        1.0,
+        True,
+        "full plus the embedding as a product with one-hot tokens and 3 FLOPs a score for the softmax "
+        "(Hoffmann et al. 2022, appendix F)",
+    ),
 }
 _PASSES: dict[str, int] = {"forward": 1, "backward": 2, "training": 3}
 _SI = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
@@ -150,7 +156,8 @@ def flops_per_token(shape: Shape, convention: FlopConvention = "6ND", *, passes:
     """FLOPs a token by the named convention (see FLOP_CONVENTIONS); a multiply-add is two.
 
     Forward: 2N, attention 4 n_layer n_ctx d_model for scores and mixing over the whole context (Hoffmann et al. 2022,
-    appendix F) and half of that under a causal mask (Kaplan et al. 2020, table 1), head 2 d_model vocab_size.
+    appendix F) and half of that under a causal mask (Kaplan et al. 2020, table 1), head 2 d_model vocab_size. Hoffmann et
+    al.'s own count adds 2 vocab_size d_model for the embedding and 3 n_layer n_head n_ctx for the softmax.
     passes: "forward", "backward" (twice the forward pass) or "training" (both).
     """
     _check_convention("convention", convention, FLOP_CONVENTIONS)
@@ -159,6 +166,8 @@ def flops_per_token(shape: Shape, convention: FlopConvention = "6ND", *, passes:
     forward = 2.0 * shape.N
     forward += 4.0 * attended * shape.n_layer * shape.context * shape.d_model
     forward += 2.0 * shape.d_model * shape.vocab_size if head else 0.0
+    if convention == "chinchilla":
+        forward += 2.0 * shape.vocab_size * shape.d_model + 3.0 * shape.n_layer * shape.n_head * shape.context
     return _PASSES[passes] * forward
 
 

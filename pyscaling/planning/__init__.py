@@ -5,7 +5,7 @@ Beside them: time against compute (`time_compute`, `batch_ramp`), devices (`memo
 """
 
 from pyscaling.planning.allocate import plan
-from pyscaling.planning.batch import BatchSize, critical_batch, steps_and_tokens
+from pyscaling.planning.batch import BatchSize, critical_batch, critical_batch_of_tokens, steps_and_tokens
 from pyscaling.planning.budget import Budget
 from pyscaling.planning.design import NextRuns, next_runs
 from pyscaling.planning.device import (
@@ -33,13 +33,15 @@ from pyscaling.planning.kaplan import (
     tokens_against_overfitting,
 )
 from pyscaling.planning.overtake import Overtake, overtake
+from pyscaling.planning.rates import LearningRateAndBatch, learning_rate_and_batch
 from pyscaling.planning.result import Plan, Quantity, Region
 from pyscaling.planning.time import BatchRamp, TimeCompute, batch_ramp, time_compute
 
 __all__ = [
     "DEVICES", "KAPLAN_2020", "BatchRamp", "BatchSize", "BestShape", "Budget", "CarriedStepTime", "Device",
-    "EncoderDecoderSplit", "KnownLaw", "Memory", "NextRuns", "Overtake", "Plan", "Quantity", "Region", "StepTime",
-    "TimeCompute", "batch_ramp", "best_shape", "contradiction", "critical_batch", "derived_frontier", "early_stopping",
-    "encoder_decoder_split", "good_shapes", "kaplan_frontier", "largest_shape", "memory", "next_runs", "overtake", "plan",
+    "EncoderDecoderSplit", "KnownLaw", "LearningRateAndBatch", "Memory", "NextRuns", "Overtake", "Plan", "Quantity",
+    "Region", "StepTime", "TimeCompute", "batch_ramp", "best_shape", "contradiction", "critical_batch",
+    "critical_batch_of_tokens", "derived_frontier", "early_stopping", "encoder_decoder_split", "good_shapes",
+    "kaplan_frontier", "largest_shape", "learning_rate_and_batch", "memory", "next_runs", "overtake", "plan",
     "serving_memory", "steps_and_tokens", "stopping_step", "time_compute", "tokens_against_overfitting",
 ]  # fmt: skip

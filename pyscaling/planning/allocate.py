@@ -1,6 +1,6 @@
 """From a fit and what a user has and wants to a plan: the best N and D with intervals, batch, steps, shape, price."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -16,11 +16,14 @@ from pyscaling.planning.budget import Budget, budget_of
 from pyscaling.planning.device import Device
 from pyscaling.planning.from_frontier import plan_along_frontier
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS, SMALLEST_N, Frontier, Repetition
+from pyscaling.planning.identity import parameters_as
 from pyscaling.planning.result import Plan, Quantity
-from pyscaling.units import check_positive, parse_count, parse_memory
+from pyscaling.planning.text import verdict_of
+from pyscaling.units import check_positive, format_count, parse_count, parse_memory
 
 _LARGEST_N = 1e60
 _NOTHING = 1e-4  # of the loss
+_FAR = 4  # times beyond the runs, or below the largest of them
 _MANY_EPOCHS = 4  # up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
 
 
@@ -118,6 +121,7 @@ def plan(
     around = Around(
         best.frontier, given.point, given.samples, level, N, best.compute, fixed, wide.high, context
     )  # fmt: skip
+    warned = (*_warnings(fit, N, D, extrapolation, best.share_at_edge, repeats), *_saturation(given, wide, best))
     return Plan(
         spent if spent < 0.999 * best.compute else best.compute,
         best.N,
@@ -128,7 +132,7 @@ def plan(
         level,
         fit.law.name,
         extrapolation,
-        (*_warnings(fit, N, D, extrapolation, best.share_at_edge, repeats), *_saturation(given, wide, best)),
+        warned,
         floor=_floor(given, wide),
         budget=budget,
         needed=needed,
@@ -140,6 +144,8 @@ def plan(
             budget, training if serving_apart else spent, {N_limit: (N, wide.high), "max_tokens": (D, wide.most_tokens)}
         ),
         dominant=_dominant(given.samples, best.N_samples),
+        verdict=verdict_of(fit, warned),
+        trustworthy=_trusted(fit),
         _around=around,
     )
 
@@ -300,7 +306,7 @@ def _check_law(fit: Any, unique_tokens: Any) -> None:
         raise ValueError(
             f"law={fit.law.name!r} also depends on {', '.join(extra)}; a plan needs a law of N and D, and perhaps U."
         )
-    if "U" in fit.law.variables and unique_tokens is None and fit.law.name != "data_constrained":
+    if "U" in fit.law.variables and unique_tokens is None and parameters_as(fit.law, "data_constrained") is None:
         raise ValueError(f"law={fit.law.name!r} depends on the unique tokens U; give unique_tokens=.")
 
 
@@ -410,7 +416,7 @@ def _check_budget(C: float, highest: float, context: int, served: float, for_goa
 
 
 def _no_optimum(fit: Any, C: float, N: float, highest: float, context: int) -> str:
-    if getattr(fit, "evidence", None) is None or fit.evidence.trustworthy:
+    if _trusted(fit):
         cause = f"is too small for any model: the best would have {N:.3g} parameters"
         remedy = "Give a larger budget, more unique tokens if they are few" + (
             ", or a shorter context." if highest < N else "."
@@ -472,38 +478,52 @@ def _dominant(samples: Mapping[str, np.ndarray], N_samples: np.ndarray) -> tuple
     return name, shares[name]
 
 
+def _trusted(fit: Any) -> bool:
+    return getattr(fit, "evidence", None) is None or fit.evidence.trustworthy
+
+
 def _warnings(
     fit: Any, N: float, D: float, extrapolation: float, at_edge: float, repeats: Repetition | None
 ) -> list[str]:
     warnings: list[str] = []
-    if getattr(fit, "runs", None) is None:
-        return warnings
-    if not fit.evidence.trustworthy:
+    if not _trusted(fit):
         warnings.append(f"the fit itself is not to be trusted: {'; '.join(fit.evidence.concerns)}")
+    if getattr(fit, "runs", None) is not None:
+        warnings += _off_the_ground(fit.runs, N, D, extrapolation)
+    if at_edge > 0.01:
+        warnings.append(f"{at_edge:.0%} of the bootstrap samples have no optimum inside the range of possible models")
+    if repeats is not None and repeats.unique_tokens * 1.001 < D:
+        epochs = f"{D / repeats.unique_tokens:.3g} epochs of {format_count(repeats.unique_tokens)} unique tokens"
+        source = "the law" if "U" in fit.law.variables else f"R_D* = {repeats.R_D_star:.3g}, measured on other data"
+        warnings.append(
+            f"{epochs}: beyond {_MANY_EPOCHS} what a repeated token is worth decides, and that follows {source}"
+            if _MANY_EPOCHS * repeats.unique_tokens < D
+            else f"{epochs}: up to {_MANY_EPOCHS} a repeated token is nearly as good as a new one (Muennighoff et al. 2023)"
+        )
+    return warnings
+
+
+def _off_the_ground(runs: Any, N: float, D: float, extrapolation: float) -> Iterator[str]:
+    """What lies far from every run that the law was fitted to."""
     for factor in (100, 10):
         if extrapolation > factor:
-            warnings.append(
+            yield (
                 f"the budget is {extrapolation:.3g} x the largest compute in the data, more than {factor} x: "
                 "intervals hold only if the law itself does"
             )
             break
-    for name, value in (("N", N), ("D", D)):
-        column = np.asarray(fit.runs[name])
-        for beyond in (value / column.max(), column.min() / value):
-            if beyond > 10:
-                side = "above" if value > column.max() else "below"
-                warnings.append(f"the best {name} lies {beyond:.3g} x {side} the data's range")
-    ratio, seen = D / N, np.asarray(fit.runs["D"]) / np.asarray(fit.runs["N"])
-    if not seen.min() <= ratio <= seen.max():
-        warnings.append(
-            f"{ratio:.3g} tokens per parameter lie outside the data's range, {seen.min():.3g} to {seen.max():.3g}"
-        )
-    if at_edge > 0.01:
-        warnings.append(f"{at_edge:.0%} of the bootstrap samples have no optimum inside the range of possible models")
-    if repeats is not None and _MANY_EPOCHS * repeats.unique_tokens < D:
-        epochs = D / repeats.unique_tokens
-        source = "the law" if "U" in fit.law.variables else f"R_D* = {repeats.R_D_star:.3g}, measured on other data"
-        warnings.append(
-            f"{epochs:.3g} epochs: beyond {_MANY_EPOCHS} what a repeated token is worth decides, and that follows {source}"
-        )
-    return warnings
+    seen = {name: np.asarray(runs[name]) for name in ("N", "D")}
+    for name, value, what, other in (("N", N, "models", "tokens"), ("D", D, "token counts", "parameters")):
+        least, most = seen[name].min(), seen[name].max()
+        if value > _FAR * most or value < least / _FAR:
+            beyond, side = (value / most, "above") if value > most else (least / value, "below")
+            yield f"the best {name} lies {beyond:.3g} x {side} the data's range, {format_count(least)} to {format_count(most)}"
+        elif extrapolation >= 1 and value < most / _FAR:
+            yield (
+                f"the best {name}, {format_count(value)}, is {most / value:.3g} x smaller than the largest trained though the "
+                f"budget is larger than any run's: the fit says that {what} of that size are wasted, and that {other} are short. "
+                f"Runs near {name} = {format_count(value)} with more {other} would tell"
+            )
+    ratio, known = D / N, seen["D"] / seen["N"]
+    if not known.min() <= ratio <= known.max():
+        yield f"{ratio:.3g} tokens per parameter lie outside the data's range, {known.min():.3g} to {known.max():.3g}"

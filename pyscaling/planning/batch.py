@@ -1,7 +1,9 @@
-"""Which batch to train with: the gradient noise scale, measured or from Kaplan et al.'s constants.
+"""Which batch to train with: the gradient noise scale, measured, or a published rule for the critical batch.
 
 At B = B_crit a run needs twice the least steps and twice the least tokens (McCandlish et al. 2018, section 2.3).
-B_crit = B* / L^(1/alpha_B) grows as the loss falls (Kaplan et al. 2020, eq. 1.4); the noise scale predicts it.
+B_crit = B* / L^(1/alpha_B) grows as the loss falls (Kaplan et al. 2020, eq. 1.4); the noise scale predicts it. Zhang et al. 2024
+(arXiv:2410.21676) held N and D apart: the batch that takes 20 % more tokens than a small one grows with D and hardly with N,
+and a loss, which falls with both, cannot say that. Their rule is the default here.
 """
 
 from collections.abc import Mapping
@@ -10,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pyscaling.units import check_positive
+from pyscaling.planning.rates import ZHANG_CONTEXT, ZHANG_EXPONENT, ZHANG_SEQUENCES
+from pyscaling.units import check_positive, format_count
 
 KAPLAN_B_STAR = 2.1e8  # tokens
 KAPLAN_ALPHA_B = 0.21
@@ -18,15 +21,29 @@ KAPLAN_ALPHA_B = 0.21
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A batch in tokens and where the number comes from."""
+    """A batch in tokens, where the number comes from, and what another rule gives (rule, tokens); None beside one's own."""
 
     tokens: float
     source: str
+    other: tuple[str, float] | None = None
+
+    @property
+    def said(self) -> str:
+        beside = "" if self.other is None else f"; {self.other[0]} gives {format_count(self.other[1])}"
+        return f"{self.source}{beside}"
 
 
 def critical_batch(loss: Any, *, B_star: float = KAPLAN_B_STAR, alpha_B: float = KAPLAN_ALPHA_B) -> Any:
     """B_crit(L) = B* / L^(1/alpha_B) in tokens, loss in nats per token, a number or an array (Kaplan et al. 2020, eq. 1.4)."""
     return B_star / loss ** (1.0 / alpha_B)
+
+
+def critical_batch_of_tokens(D: Any) -> Any:
+    """B_crit(D) = 22.91 (D / 1e6)^0.47 sequences of 512 tokens, in tokens; D tokens of the run, a number or an array.
+
+    Zhang et al. 2024 (arXiv:2410.21676), fitted on C4 to 85 M to 1.2 B parameters at 20 tokens each.
+    """
+    return ZHANG_SEQUENCES * ZHANG_CONTEXT * (D / 1e6) ** ZHANG_EXPONENT
 
 
 def steps_and_tokens(batch: Any, B_crit: Any, S_min: Any) -> tuple[Any, Any]:
@@ -48,8 +65,8 @@ def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale:
     """The batch for a run that ends at `loss` after D tokens.
 
     batch_tokens: the user's own. noise_scale: a measured noise scale in tokens, or a mapping with arrays "loss" and
-    "noise_scale" (rows of a study's store), continued to `loss` by the power law above. Otherwise Kaplan's constants.
-    Rounded to whole sequences; at least one, at most a hundredth of D.
+    "noise_scale" (rows of a study's store), continued to `loss` by the power law above. Otherwise B_crit(D) of Zhang et
+    al. 2024, with Kaplan et al.'s B_crit(L) beside. Rounded to whole sequences; at least one, at most a hundredth of D.
     Raises ValueError for a batch or noise scale that is not finite and positive.
     """
     if batch_tokens is not None:
@@ -59,8 +76,13 @@ def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale:
                 f"batch_tokens={batch_tokens:g} is more than the run's D={D:.4g} tokens; give a smaller one."
             )
         return BatchSize(float(batch_tokens), "as given")
+    other = None
     if noise_scale is None:
-        tokens, source = critical_batch(loss), "B_crit(L) of Kaplan et al. 2020, measured on other data"
+        tokens, source = (
+            critical_batch_of_tokens(D),
+            "B_crit(D) of Zhang et al. 2024, who find that it follows D, not N",
+        )
+        other = ("B_crit(L) of Kaplan et al. 2020", float(critical_batch(loss)))
     elif isinstance(noise_scale, Mapping):
         tokens, source = _continued(noise_scale, loss)
     else:
@@ -69,7 +91,7 @@ def choose_batch(loss: float, D: float, batch_tokens: float | None, noise_scale:
     most = max(D / 100, context)
     if tokens > most:
         tokens, source = most, f"{source}; capped at D/100, so that the run has 100 steps"
-    return BatchSize(float(max(1, round(tokens / context)) * context), source)
+    return BatchSize(float(max(1, round(tokens / context)) * context), source, other)
 
 
 def _continued(measured: Mapping[str, Any], loss: float) -> tuple[float, str]:

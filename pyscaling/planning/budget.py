@@ -20,6 +20,8 @@ class Budget:
     devices: float = 1.0
     utilisation: float = UTILISATION
     price_per_gpu_hour: float | None = None
+    price_source: str = "as given"
+    devices_given: bool = False  # else `devices` is 1, and a time on one says little
 
     @property
     def compute(self) -> float:
@@ -55,7 +57,8 @@ def budget_of(
     """The limits that are given, in FLOPs.
 
     compute: FLOPs or a text with a unit ("1e21", "3 PF-days"). gpu_hours: of `device` at `utilisation` of its peak.
-    dollars: with `price_per_gpu_hour`. time: a text with a unit ("3 days", "72 h") on so many `devices`.
+    dollars: at `price_per_gpu_hour`, by default the device's list price (planning.DEVICES). time: a text with a unit
+    ("3 days", "72 h") on so many `devices`.
     Raises ValueError for what is negative, lacks a unit, or lacks what it needs to become FLOPs.
     """
     limits = {}
@@ -79,8 +82,14 @@ def budget_of(
     for name, value in (("utilisation", utilisation), ("price_per_gpu_hour", price_per_gpu_hour)):
         if value is not None and found is None:
             raise ValueError(f"{name}={value!r} says nothing without device=; give it, or leave {name} out.")
+    source = "as given"
+    if price_per_gpu_hour is None and found is not None and found.price_per_hour is not None:
+        price_per_gpu_hour, source = found.price_per_hour, f"list price of {found.price_source}; change it"
     if dollars is not None and price_per_gpu_hour is None:
-        raise ValueError(f"dollars={dollars!r} needs price_per_gpu_hour=, in the same money, to become GPU-hours.")
+        raise ValueError(
+            f"dollars={dollars!r} needs price_per_gpu_hour=, in the same money, to become GPU-hours: no list price of "
+            f"{found.name if found is not None else 'the device'} is known here."
+        )
     if time is not None and devices is None:
         raise ValueError(f"time={time!r} needs devices=, how many work at once.")
     if found is not None:
@@ -92,4 +101,4 @@ def budget_of(
         if time is not None and devices is not None:
             limits["time"] = parse_time(time) * float(devices) * rate
     price = None if price_per_gpu_hour is None else float(price_per_gpu_hour)
-    return Budget(limits, found, float(devices or 1), share, price)
+    return Budget(limits, found, float(devices or 1), share, price, source, devices is not None)

@@ -38,6 +38,7 @@ USABLE_MEMORY = 0.9  # the rest is the driver's, the libraries' and the allocato
 class Device:
     """An accelerator: peak FLOP/s of dense bf16 matrix products, memory in bytes, its bandwidth in bytes/s, and the source.
 
+    price_per_hour: what a cloud asks for one in an hour, in US dollars, price_source: which cloud and when; None where not known.
     Raises ValueError for numbers that are not finite and positive.
     """
 
@@ -46,10 +47,13 @@ class Device:
     memory: float
     bandwidth: float
     source: str = "user"
+    price_per_hour: float | None = None
+    price_source: str = "user"
 
     def __post_init__(self) -> None:
-        for field in ("flops", "memory", "bandwidth"):
-            check_positive(field, getattr(self, field), f"it belongs to the device {self.name!r}")
+        for field in ("flops", "memory", "bandwidth", "price_per_hour"):
+            if (value := getattr(self, field)) is not None:
+                check_positive(field, value, f"it belongs to the device {self.name!r}")
 
     def __str__(self) -> str:
         return (
@@ -61,26 +65,28 @@ class Device:
         return asdict(self)
 
 
-# Vendors' data sheets: bf16 without sparsity and with sums in fp32; memory and bandwidth as sold, 1 GB = 1e9 bytes.
+# Vendors' data sheets: bf16 without sparsity and with sums in fp32; memory and bandwidth as sold, 1 GB = 1e9 bytes. Prices
+# are list prices for one device on demand: they move by the month, and differ by three times between clouds. Change them.
+_RUNPOD, _LAMBDA, _GOOGLE = "RunPod, March 2026", "Lambda, 2025", "Google Cloud, 2024"
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in [
-        Device("A100", 312e12, 80e9, 2.039e12, "NVIDIA A100 80GB SXM data sheet"),
-        Device("A100-40GB", 312e12, 40e9, 1.555e12, "NVIDIA A100 40GB data sheet"),
-        Device("H100", 989.4e12, 80e9, 3.35e12, "NVIDIA H100 SXM data sheet"),
-        Device("H100-PCIe", 756e12, 80e9, 2.0e12, "NVIDIA H100 PCIe data sheet"),
-        Device("H200", 989.4e12, 141e9, 4.8e12, "NVIDIA H200 SXM data sheet"),
-        Device("B200", 2250e12, 180e9, 8.0e12, "NVIDIA HGX B200 data sheet, an eighth of it"),
+        Device("A100", 312e12, 80e9, 2.039e12, "NVIDIA A100 80GB SXM data sheet", 1.39, _RUNPOD),
+        Device("A100-40GB", 312e12, 40e9, 1.555e12, "NVIDIA A100 40GB data sheet", 1.29, _LAMBDA),
+        Device("H100", 989.4e12, 80e9, 3.35e12, "NVIDIA H100 SXM data sheet", 2.69, _RUNPOD),
+        Device("H100-PCIe", 756e12, 80e9, 2.0e12, "NVIDIA H100 PCIe data sheet", 1.99, _RUNPOD),
+        Device("H200", 989.4e12, 141e9, 4.8e12, "NVIDIA H200 SXM data sheet", 3.59, _RUNPOD),
+        Device("B200", 2250e12, 180e9, 8.0e12, "NVIDIA HGX B200 data sheet, an eighth of it", 5.98, _RUNPOD),
         Device("MI250X", 383e12, 128e9, 3.277e12, "AMD Instinct MI250X data sheet, both dies"),
         Device("MI300X", 1307.4e12, 192e9, 5.3e12, "AMD Instinct MI300X data sheet"),
-        Device("L4", 121e12, 24e9, 0.3e12, "NVIDIA L4 data sheet"),
-        Device("L40S", 362.05e12, 48e9, 0.864e12, "NVIDIA L40S data sheet"),
-        Device("A10", 125e12, 24e9, 0.6e12, "NVIDIA A10 data sheet"),
-        Device("RTX 3090", 71e12, 24e9, 0.936e12, "NVIDIA GA102 white paper"),
-        Device("RTX 4090", 165.2e12, 24e9, 1.008e12, "NVIDIA Ada white paper"),
-        Device("TPU v4", 275e12, 32e9, 1.2e12, "Google Cloud TPU v4 documentation"),
-        Device("TPU v5e", 197e12, 16e9, 0.819e12, "Google Cloud TPU v5e documentation"),
-        Device("TPU v5p", 459e12, 95e9, 2.765e12, "Google Cloud TPU v5p documentation"),
+        Device("L4", 121e12, 24e9, 0.3e12, "NVIDIA L4 data sheet", 0.44, _RUNPOD),
+        Device("L40S", 362.05e12, 48e9, 0.864e12, "NVIDIA L40S data sheet", 0.79, _RUNPOD),
+        Device("A10", 125e12, 24e9, 0.6e12, "NVIDIA A10 data sheet", 0.75, _LAMBDA),
+        Device("RTX 3090", 71e12, 24e9, 0.936e12, "NVIDIA GA102 white paper", 0.22, _RUNPOD),
+        Device("RTX 4090", 165.2e12, 24e9, 1.008e12, "NVIDIA Ada white paper", 0.34, _RUNPOD),
+        Device("TPU v4", 275e12, 32e9, 1.2e12, "Google Cloud TPU v4 documentation", 3.22, _GOOGLE),
+        Device("TPU v5e", 197e12, 16e9, 0.819e12, "Google Cloud TPU v5e documentation", 1.20, _GOOGLE),
+        Device("TPU v5p", 459e12, 95e9, 2.765e12, "Google Cloud TPU v5p documentation", 4.20, _GOOGLE),
     ]
 }
 

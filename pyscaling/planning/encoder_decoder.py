@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.planning.batch import check_positive
+from pyscaling.planning.identity import parameters_as
 from pyscaling.planning.result import Quantity
 from pyscaling.units import format_count
 
@@ -107,36 +108,40 @@ def encoder_decoder_split(
     fit: of the law "encoder_decoder" over N_e, N_d (or a kaplan.KnownLaw). bootstrap: number of resamples, or a Bootstrap of
     this fit. Raises ValueError for another law, a bad N or level, and exponents that are not positive.
     """
-    if fit.law.name != "encoder_decoder":
+    names = parameters_as(fit.law, "encoder_decoder")
+    if names is None:
         raise ValueError(
             f"fit is of law {fit.law.name!r}; dividing parameters needs a fit of 'encoder_decoder' over N_e and N_d."
         )
     size = float(check_positive("N", N, "it counts parameters of encoder and decoder together"))
     check_level(level)
+    estimate = {name: fit.params[own] for name, own in names.items()}
     for name in ("p_e", "p_d"):
-        if not fit.params[name] > 0:
+        if not estimate[name] > 0:
             raise ValueError(
-                f"{name}={fit.params[name]:g} of the fit is not positive, so one side should have no parameters at all; check "
-                "fit.evidence, and that runs vary N_e and N_d apart."
+                f"{names[name]}={estimate[name]:g} of the fit is not positive, so one side should have no parameters at all; "
+                "check fit.evidence, and that runs vary N_e and N_d apart."
             )
     boot = fit.bootstrap(bootstrap, seed=seed) if isinstance(bootstrap, int) else bootstrap
 
     def share(p: Mapping[str, Any]) -> Any:
-        return p["p_e"] / (p["p_e"] + p["p_d"])
+        return p[names["p_e"]] / (p[names["p_e"]] + p[names["p_d"]])
 
     best = share(fit.params)
     low, high = boot.interval(share, level)
     low, high = max(low, 0.0), min(high, 1.0)
     with np.errstate(all="ignore"):  # a sample with an exponent at zero
-        loss_low, loss_high = boot.interval(lambda p: _loss(p, size, share(p)), level)
+        loss_low, loss_high = boot.interval(
+            lambda p: _loss({name: p[own] for name, own in names.items()}, size, share(p)), level
+        )
     return EncoderDecoderSplit(
         size,
         Quantity(best, low, high),
         Quantity(best * size, low * size, high * size),
         Quantity((1 - best) * size, (1 - high) * size, (1 - low) * size),
-        Quantity(float(_loss(fit.params, size, best)), loss_low, loss_high),
+        Quantity(float(_loss(estimate, size, best)), loss_low, loss_high),
         level,
-        dict(fit.params),
+        estimate,
     )
 
 

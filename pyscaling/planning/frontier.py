@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyscaling.laws import Law
+from pyscaling.planning.identity import parameters_as
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -43,9 +44,10 @@ class Repetition:
     def effective(self, law: Law, params: Parameters, N: Any, D: Any) -> tuple[Any, Any]:
         U = self.unique_tokens
         D_effective = _diminished(D, np.minimum(D, U), self.R_D_star)
-        if law.name != "chinchilla":
+        names = parameters_as(law, "chinchilla")
+        if names is None:
             return N, D_effective
-        A, B, alpha, beta = (params[name] for name in ("A", "B", "alpha", "beta"))
+        A, B, alpha, beta = (params[names[name]] for name in ("A", "B", "alpha", "beta"))
         fitting = (alpha * A / (beta * B)) ** (1 / alpha) * U ** (beta / alpha)  # optimal for U tokens
         return _diminished(N, np.minimum(N, fitting), self.R_N_star), D_effective
 
@@ -95,7 +97,7 @@ class Frontier:
         estimate, from which samples are found fast.
         """
         compute = np.asarray(compute, dtype=np.float64)
-        closed = self.law.name in ("chinchilla", "data_constrained") and not self.inference_tokens
+        closed = _chinchillas_names(self.law) is not None and not self.inference_tokens
         if near is not None and (self.repetition is not None or not closed):
             N, good = _newton_at(self._without_cap(), params, compute.item(), near)
             if not good.all():
@@ -204,8 +206,9 @@ class Frontier:
         return replace(self, most_tokens=inf)
 
     def _unlimited_best(self, params: Parameters, compute: Array, high: Array) -> Array:
-        if self.law.name in ("chinchilla", "data_constrained") and not self.inference_tokens:
-            N = chinchilla_optimum(params, compute)
+        names = _chinchillas_names(self.law)
+        if names is not None and not self.inference_tokens:
+            N = chinchilla_optimum({name: params[own] for name, own in names.items()}, compute)
             return np.clip(np.where(np.isfinite(N), N, high), self.low, high)
         return _minimise(self._unlimited(), params, compute, self.low, high)
 
@@ -213,6 +216,11 @@ class Frontier:
 def best_N(law: Law, params: Parameters, compute: float, low: float, high: float) -> Array:
     """Frontier.best_N without limits on data and without serving."""
     return Frontier(law, low, high).best_N(params, compute)
+
+
+def _chinchillas_names(law: Law) -> Mapping[str, str] | None:
+    """What a law calls the parameters of chinchilla's optimum, if it has that optimum while no token repeats."""
+    return parameters_as(law, "chinchilla") or parameters_as(law, "data_constrained")
 
 
 def chinchilla_optimum(params: Parameters, compute: float | Array) -> Array:

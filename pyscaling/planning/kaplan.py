@@ -19,6 +19,7 @@ from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.result import Result, new_axes, text_table
 from pyscaling.laws import Law
 from pyscaling.planning.batch import critical_batch
+from pyscaling.planning.identity import parameters_as
 from pyscaling.planning.result import Quantity
 from pyscaling.units import check_positive, format_count
 
@@ -216,19 +217,21 @@ def early_stopping(
     size = float(check_positive("N", N, "it counts parameters"))
     check_level(level)
     variable = _second_variable(fit, ("S", "D"))
+    names = parameters_as(fit.law, "kaplan_NS")
 
     def amount(params: Mapping[str, Array]) -> Array:
-        if fit.law.name == "kaplan_NS":
-            r = params["alpha_N"] / params["alpha_S"]
-            return params["S_c"] / (r * (params["N_c"] / size) ** params["alpha_N"]) ** (1 / params["alpha_S"])
+        if names is not None:
+            p = {name: params[own] for name, own in names.items()}
+            r = p["alpha_N"] / p["alpha_S"]
+            return p["S_c"] / (r * (p["N_c"] / size) ** p["alpha_N"]) ** (1 / p["alpha_S"])
         return _solve(lambda x: _slope_N(fit.law, params, size, variable, x), params)
 
     def value(params: Mapping[str, Array], at: Any) -> Array:
         return np.asarray(fit.law.evaluate(params, N=size, **{variable: at}))
 
     def excess(params: Mapping[str, Array]) -> Array:
-        if fit.law.name == "kaplan_NS":
-            return params["alpha_N"] / params["alpha_S"]
+        if names is not None:
+            return params[names["alpha_N"]] / params[names["alpha_S"]]
         return value(params, amount(params)) / value(params, np.inf) - 1
 
     if not np.isfinite(amount(_scalars(fit))).all():
@@ -310,11 +313,13 @@ def tokens_against_overfitting(
     share = float(check_positive("epsilon", epsilon, "it is a fraction of the loss"))
     check_level(level)
     _second_variable(fit, ("D",))
+    names = parameters_as(fit.law, "kaplan_ND")
 
     def tokens(params: Mapping[str, Array]) -> Array:
-        if fit.law.name == "kaplan_ND":
-            scale = params["D_c"] * (size / params["N_c"]) ** (params["alpha_N"] / params["alpha_D"])
-            return scale / np.expm1(np.log1p(share) / params["alpha_D"])
+        if names is not None:
+            p = {name: params[own] for name, own in names.items()}
+            scale = p["D_c"] * (size / p["N_c"]) ** (p["alpha_N"] / p["alpha_D"])
+            return scale / np.expm1(np.log1p(share) / p["alpha_D"])
         limit = (1 + share) * fit.law.evaluate(params, N=size, D=np.inf)
         return _solve(lambda x: fit.law.evaluate(params, N=size, D=np.exp(x)) - limit, params)
 

@@ -4,15 +4,17 @@ import html
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from pyscaling.accounting import PF_DAY, Shape, parameter_count
+from pyscaling.fitting.result import Result
 from pyscaling.planning.batch import BatchSize
 from pyscaling.planning.budget import Budget
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SERVING_FLOPS
+from pyscaling.planning.rates import LearningRateAndBatch, learning_rate_and_batch
+from pyscaling.planning.text import noted_table, warned, wrapped
 from pyscaling.units import format_count, format_time, parse_count
 
 
@@ -39,6 +41,9 @@ class Worth(NamedTuple):
 
     loss: float
     compute: float
+
+
+_TIMES = (("a month", 2629800.0), ("a week", 604800.0), ("a day", 86400.0))
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,18 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Result):
     """What to train for `compute` FLOPs, or what is needed for a goal.
+
+    verdict: whether to believe it, the first line of its print; trustworthy: whether the fit behind it is.
 
     N: non-embedding parameters, D: tokens, loss: in nats per token, each a Quantity with an interval of `level`
     (N and D: of the optimum; loss: of the run to be made). batch: tokens per step and where that number comes from.
     shape: a concrete architecture near N. floor: the loss that no compute gets below, within the limits. needed: the least
     compute for the goal, if one was set. binding: the limits that the plan runs into. dominant: the parameter with which
     ln N varies most over the bootstrap, and the share of its variance that goes along with it. compute pays for training and
-    for serving inference_tokens. warnings: what to know before trusting the plan.
+    for serving inference_tokens. rates: learning rate and batch by published rules. warnings: what to know before trusting
+    the plan.
     """
 
     compute: float
@@ -100,6 +108,8 @@ class Plan:
     serving_apart: bool = field(default=False, kw_only=True)  # the budget is training's alone
     binding: tuple[str, ...] = field(default=(), kw_only=True)
     dominant: tuple[str, float] | None = field(default=None, kw_only=True)
+    verdict: str = field(default="", kw_only=True)
+    trustworthy: bool = field(default=True, kw_only=True)
     _around: Any = field(repr=False, compare=False, kw_only=True)  # planning.around.Around
 
     @property
@@ -141,6 +151,21 @@ class Plan:
         return self._around.with_more_data(parse_count("tokens", tokens))
 
     @property
+    def N_total(self) -> int:
+        """Parameters of the shape with embeddings, head, biases and norms: all that is stored."""
+        return parameter_count(self.shape, "total")
+
+    @property
+    def rates(self) -> LearningRateAndBatch:
+        """Learning rate and batch by the published rules."""
+        return learning_rate_and_batch(self.N.value, self.D.value, shape=self.shape)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate by the Step law (Li et al. 2025); `rates` has what other rules say."""
+        return self.rates.learning_rate
+
+    @property
     def batch_tokens(self) -> int:
         return round(self.batch.tokens)
 
@@ -163,6 +188,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         region = self.region(0.01)
         return {
+            "verdict": self.verdict,
+            "trustworthy": self.trustworthy,
             "compute": self.compute,
             "training_compute": self.training_compute,
             "serving_compute": self.serving_compute,
@@ -184,23 +211,20 @@ class Plan:
             "gpu_hours": self.gpu_hours,
             "training_seconds": self.training_seconds,
             "price": self.price,
+            "price_source": None if self.price is None else self.budget.price_source,
             "dominant": None if self.dominant is None else list(self.dominant),
             "tokens_per_parameter": self.tokens_per_parameter,
             "batch_tokens": self.batch_tokens,
             "batch_source": self.batch.source,
+            "learning_rate": self.learning_rate,
+            "rates": [asdict(rule) for rule in self.rates],
             "steps": self.steps,
-            "shape": {**self.shape.to_dict(), "N": self.shape.N, "N_total": parameter_count(self.shape, "total")},
+            "N_total": self.N_total,
+            "shape": {**self.shape.to_dict(), "N": self.shape.N, "N_total": self.N_total},
             "region": asdict(region),
             "extrapolation": self.extrapolation,
             "warnings": list(self.warnings),
         }
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The plan as JSON, also written to `path` if given."""
-        text = json.dumps(self.to_dict(), indent=1)
-        if path is not None:
-            Path(path).write_text(text)
-        return text
 
     def to_toml(self, corpus: str = "sotu", name: str = "planned") -> str:
         """The run as a study that `pyscaling study` accepts: its shape, batch and tokens, on a corpus of yours.
@@ -238,7 +262,9 @@ class Plan:
             **{name: value for name, value in known.items() if value is not None},
             "batch_tokens": self.batch_tokens,
             "steps": self.steps,
+            "learning_rate": self.learning_rate,
             "N_shape": self.shape.N,
+            "N_total": self.N_total,
         }
         table = {name: tuple(quantity) for name, quantity in rows.items()}
         table |= {name: (value, value, value) for name, value in fixed.items()}
@@ -272,14 +298,16 @@ class Plan:
                 _interval(self.floor, "{:.4f}".format),
                 f"no compute leads below; the plan lies {self.loss.value - self.floor.value:.3g} above",
             ),
-            ("batch B", format_count(batch.tokens), "", f"tokens; {batch.source}"),
+            ("batch B", format_count(batch.tokens), "", f"tokens; {batch.said}"),
             ("steps S", f"{self.steps:,}", "", "D / B"),
+            ("rate", f"{self.learning_rate:.2e}", "", self._rate_said()),
             (
                 "shape",
                 f"{shape.n_layer} x {shape.d_model}",
                 "",
                 f"n_layer x d_model, {heads}; N = {format_count(shape.N)}",
             ),
+            ("in all", format_count(self.N_total), "", "parameters of that shape, embeddings and head with them"),
             ("region", near, "", f"N whose loss is within 1 % of {self._reference}"),
             *([] if self.dominant is None else [("unsure of", self.dominant[0], "", self._unsure())]),
         ]
@@ -296,11 +324,17 @@ class Plan:
             rows.append(("all trained", format_count(N), "", f"the N if training took all of C: {served}"))
         b = self.budget
         if self.gpu_hours is not None and self.training_seconds is not None and b.device is not None:
-            how = f"on {b.devices:g} {b.device.name} at {b.utilisation:.0%} of the peak, {self.gpu_hours:.4g} GPU-hours"
-            rows.append(("time", format_time(self.training_seconds), "", how))
+            hours = f"{self.gpu_hours:.4g} GPU-hours at {b.utilisation:.0%} of the peak"
+            if b.devices_given:
+                rows.append(
+                    ("time", format_time(self.training_seconds), "", f"on {b.devices:g} {b.device.name}, {hours}")
+                )
+            else:
+                rows.append(self._times(hours))
         if self.price is not None:
+            source = "" if b.price_source == "as given" else f", {b.price_source}"
             rows.append(
-                ("price", f"{self.price:,.4g}", "", f"at {self.budget.price_per_gpu_hour:g} a GPU-hour, of training")
+                ("price", f"{self.price:,.4g}", "", f"at {b.price_per_gpu_hour:g} a GPU-hour{source}; of training")
             )
         paid = self.training_compute if self.serving_apart else self.compute
         others = {name: flops for name, flops in self.budget.limits.items() if flops > 1.0001 * paid}
@@ -308,6 +342,20 @@ class Plan:
             slack = "; ".join(f"{name} allows {flops / paid:.3g} x as much" for name, flops in others.items())
             rows.append(("limited by", ", ".join(self.binding) or "the goal", "", slack))
         return rows
+
+    def _times(self, hours: str) -> tuple[str, str, str, str]:
+        """Devices by the time that they take, where neither is given: the years of a single one help nobody."""
+        assert self.training_seconds is not None and self.budget.device is not None
+        devices = {name: np.ceil(self.training_seconds / seconds) for name, seconds in _TIMES}
+        sweep = [f"{name} on {count:,.0f}" for name, count in devices.items() if count > 1]
+        if not sweep:
+            return ("time", format_time(self.training_seconds), "", f"on 1 {self.budget.device.name}, {hours}")
+        return ("time", sweep[0], "", f"{self.budget.device.name}s; {', '.join([*sweep[1:], hours])}")
+
+    def _rate_said(self) -> str:
+        first, second, *_ = [rule for rule in self.rates if rule.quantity == "learning rate"]
+        beyond = f", beyond its runs by {first.beyond}" if first.beyond else ""
+        return f"AdamW's peak by {first.source}{beyond}; {second.value:.1e} by {second.source}; all in plan.rates"
 
     @property
     def _reference(self) -> str:
@@ -317,22 +365,26 @@ class Plan:
         assert self.dominant is not None
         return f"{self.dominant[1]:.0%} of the variance of ln N goes along with it"
 
+    def _title(self) -> list[str]:
+        beyond = f", {self.extrapolation:.3g} x the data's largest compute" if 1 < self.extrapolation < np.inf else ""
+        return [f"plan by {self.law}: {self.verdict}", f"{self.level:.0%} intervals{beyond}"]
+
     def __str__(self) -> str:
-        title = f"plan by {self.law}, {self.level:.0%} intervals"
-        if self.extrapolation > 1:
-            title += f", {self.extrapolation:.3g} x the data's largest compute"
-        rows = self.rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-        ]
-        return "\n".join([title, *lines, *(f"! {warning}" for warning in self.warnings)])
+        first, second = self._title()
+        title = wrapped(first, 0) if first else []
+        return "\n".join([*title, f"  {second}", *noted_table(self.rows()), *warned(self.warnings)])
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows())
+        first, second = (html.escape(line) for line in self._title())
+        head = "".join(f"<th>{name}</th>" for name in ("", "value", f"{self.level:.0%} interval", ""))
+        cells = "".join(
+            "<tr>" + "".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in self.rows()
+        )
         notes = "".join(f"<p>&#9888; {html.escape(warning)}</p>" for warning in self.warnings)
-        caption = f"Plan by {html.escape(self.law)}, {self.level:.0%} intervals"
-        return f"<table><caption>{caption}</caption>{cells}</table>{notes}"
+        strong = first if self.trustworthy else f"<strong>{first}</strong>"
+        caption = f'<caption style="text-align:left">{strong}<br>{second}</caption>'
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{notes}"
 
     def plot(self, ax: Any = None) -> Any:
         """Loss against N at the plan's compute, with band, optimum and the region within 1 %; a matplotlib Axes."""

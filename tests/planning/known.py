@@ -15,6 +15,9 @@ KAPLAN = {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103}
 
 
 CHINCHILLA_LAW = laws.get("chinchilla")
+# Chinchilla's law in other parameters, so that no closed form is known of it: B = b^2.
+NUMERICAL_LAW = Law("E + A/N**alpha + b**2/D**beta", name="mine")
+NUMERICAL = {name: value for name, value in CHINCHILLA.items() if name != "B"} | {"b": CHINCHILLA["B"] ** 0.5}
 KAPLAN_LAW = laws.get("kaplan_ND")
 
 

@@ -12,7 +12,7 @@ from pyscaling.laws import Law
 from pyscaling.planning import plan
 from pyscaling.planning.frontier import best_N, chinchilla_optimum
 
-from .known import CHINCHILLA, CHINCHILLA_LAW, KAPLAN, KAPLAN_LAW, KnownFit, chinchilla
+from .known import CHINCHILLA, CHINCHILLA_LAW, KAPLAN, KAPLAN_LAW, NUMERICAL, NUMERICAL_LAW, KnownFit, chinchilla
 
 
 @pytest.mark.parametrize("compute", [1e17, 1e21, 5.76e23])
@@ -42,18 +42,19 @@ def test_tied_exponents() -> None:
 
 
 def test_numerical_optimum_agrees_with_closed_form() -> None:
-    """The same law under another name is minimised numerically, for many samples at once."""
+    """The same law in other parameters is minimised numerically, for many samples at once."""
     samples = {
         name: value * np.exp(0.2 * np.random.default_rng(1).normal(size=500)) for name, value in CHINCHILLA.items()
     }
-    anonymous = KnownFit(Law(CHINCHILLA_LAW.expression, name="mine"), CHINCHILLA)
+    other = {name: value for name, value in samples.items() if name != "B"} | {"b": np.sqrt(samples["B"])}
+    point = {name: np.array([value]) for name, value in NUMERICAL.items()}
     for compute in (1e18, 1e24):
         closed = chinchilla_optimum(samples, compute)
         inside = (closed > 1e3) & (closed < compute / 1e4)
         assert inside.mean() > 0.95
-        numerical = best_N(anonymous.law, samples, compute, 768.0, compute / 6e3)
+        numerical = best_N(NUMERICAL_LAW, other, compute, 768.0, compute / 6e3)
         np.testing.assert_allclose(numerical[inside], closed[inside], rtol=1e-9)
-        one = best_N(anonymous.law, {k: np.array([v]) for k, v in CHINCHILLA.items()}, compute, 1e-6, compute)
+        one = best_N(NUMERICAL_LAW, point, compute, 1e-6, compute)
         assert one[0] == pytest.approx(chinchilla_optimum(CHINCHILLA, compute), rel=1e-10)
 
 
@@ -117,10 +118,13 @@ def test_units_steps_and_shape() -> None:
 
 def test_batch_says_where_it_comes_from() -> None:
     fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA)
-    kaplan_batch = plan(fit, 1e22, bootstrap=20)
-    expected = 2.1e8 / kaplan_batch.loss.value ** (1 / 0.21)  # Kaplan et al. 2020, eq. 1.4
-    assert kaplan_batch.batch_tokens == pytest.approx(expected, abs=512)
-    assert "Kaplan" in kaplan_batch.batch.source
+    by_rule = plan(fit, 1e22, bootstrap=20)
+    expected = 22.91 * (by_rule.D.value / 1e6) ** 0.47 * 512  # Zhang et al. 2024, sequences of 512 tokens
+    assert by_rule.batch_tokens == pytest.approx(expected, abs=512)
+    assert "Zhang" in by_rule.batch.source
+    kaplan = 2.1e8 / by_rule.loss.value ** (1 / 0.21)  # Kaplan et al. 2020, eq. 1.4
+    assert by_rule.batch.other == ("B_crit(L) of Kaplan et al. 2020", pytest.approx(kaplan, rel=1e-12))
+    assert "Kaplan et al. 2020 gives 5.61 M" in " ".join(str(by_rule).split())
     measured = plan(fit, 1e22, bootstrap=20, noise_scale=3e5)
     assert measured.batch_tokens == pytest.approx(3e5, abs=512)
     assert "measured noise scale" in measured.batch.source

@@ -14,6 +14,8 @@ from pyscaling.planning.frontier import chinchilla_optimum
 from pyscaling.planning.kaplan import KAPLAN_2020, KnownLaw
 from pyscaling.planning.overtake import overtake
 
+from .known import NUMERICAL, NUMERICAL_LAW
+
 CHINCHILLA = {"E": 1.8172, "A": 477.8, "B": 2143.4, "alpha": 0.3473, "beta": 0.3672}
 
 
@@ -71,8 +73,8 @@ def test_laws_of_N_and_D_cross_along_their_frontiers() -> None:
     found = overtake(A, B, within=(1e15, 1e30), bootstrap=2)
     assert [crossing.better for crossing in found.crossings] == ["B"]
     assert pytest.approx(expected, rel=1e-9) == found.crossings[0].C
-    # any other law is minimised numerically, to the same
-    unnamed = KnownLaw(ps.Law(A.law.expression, variables=["N", "D"]), CHINCHILLA)
+    # in other parameters it is minimised numerically, to the same
+    unnamed = KnownLaw(NUMERICAL_LAW, NUMERICAL)
     assert pytest.approx(expected, rel=1e-6) == overtake(unnamed, B, within=(1e15, 1e30), bootstrap=2).crossings[0].C
     C = 1e22
     loss_B = better["E"] + 2 * K * C**-g

@@ -160,9 +160,10 @@ def _records(path: Path, whole: Any, field: str | None) -> list[Any]:
         lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         known = [field] if field is not None else [name for name in whole if name.lower() in _FIELDS]
         if len(lists) != 1 and not any(isinstance(_at(whole, name)[1], str) for name in known):
+            names = ", ".join(map(str, whole)) or "empty"
             raise SettingsError(
-                f"{str(path)!r} is one object, {', '.join(map(str, whole)) or 'empty'}, and holds no list of records; write them as "
-                ".jsonl, a record a line, or leave it out."
+                f"{str(path)!r} is one object ({names}) that holds no list of records; write them as .jsonl, a record a line, or "
+                "leave it out."
             )
         whole = lists[0] if len(lists) == 1 else [whole]
     if not isinstance(whole, list):

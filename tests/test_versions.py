@@ -12,8 +12,8 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-# `make` installs no parquet; constraints-oldest.txt says why torch is newer there
-NOT_PINNED, NEWER = {"pyarrow"}, {"torch"}
+# `make` installs no parquet and no logs; constraints-oldest.txt says why torch is newer there
+NOT_PINNED, NEWER = {"pyarrow", "tensorboard", "wandb"}, {"torch"}
 
 
 def pins(file: str) -> dict[str, Version]:

@@ -3,7 +3,7 @@
 from pyscaling.data.batches import BatchOrder, FleetBatches
 from pyscaling.data.corpora import Corpus, load_corpus
 from pyscaling.data.tokenizers import BytesTokenizer, load_tokenizer, train_bpe
-from pyscaling.data.tokens import TokenSet, tokenize_corpus
+from pyscaling.data.tokens import TokenSet, open_corpus, tokenize_corpus
 
 __all__ = [
     "BatchOrder",
@@ -13,6 +13,7 @@ __all__ = [
     "TokenSet",
     "load_corpus",
     "load_tokenizer",
+    "open_corpus",
     "tokenize_corpus",
     "train_bpe",
 ]

@@ -1,10 +1,12 @@
 """Token arrays, cached by content: the same corpus, split and tokenizer are tokenized once on a machine.
 
 A cache entry is a folder named by a hash, holding tokenizer.json and one .npy per split; it is written under
-a temporary name and renamed, so that two processes may race for it. Arrays are memory-mapped when read.
+a temporary name and renamed, so that two processes may race for it. Arrays are memory-mapped when read. Files that have not
+changed since are not even read: their paths, sizes and times of change lead to the entry.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyscaling.data.corpora import Corpus
+from pyscaling.data.corpora import Corpus, find_source, load_corpus
 from pyscaling.data.tokenizers import END_OF_DOCUMENT, BytesTokenizer, Tokenizer, load_tokenizer, train_bpe
 
 _FORMAT = "2"  # part of every key: raise it when the way text becomes tokens changes
@@ -24,6 +26,7 @@ class TokenSet:
     """A tokenized corpus. train, validation: memory-mapped arrays of token ids, documents joined by token 0.
 
     bytes_per_token: UTF-8 bytes of the validation text per token, which turns nats per token into bits per byte.
+    skipped: files of the corpus's folder that were passed over.
     """
 
     name: str
@@ -32,6 +35,7 @@ class TokenSet:
     validation: np.ndarray
     bytes_per_token: float
     key: str
+    skipped: int = 0
 
 
 def cache_folder() -> Path:
@@ -41,27 +45,70 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyscaling"
 
 
+def open_corpus(
+    source: str,
+    tokenizer: Tokenizer | None = None,
+    *,
+    vocab_size: int | None = 1024,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    field: str | None = None,
+) -> TokenSet:
+    """`tokenize_corpus` of `load_corpus`, without reading anything where no file of the source has changed since."""
+    found = find_source(source)
+    stats = [(str(file.absolute()), file.stat()) for file in found.files]
+    asked = {
+        "format": _FORMAT, "tokenizer": _spelled(tokenizer, vocab_size), "fraction": validation_fraction, "seed": seed,
+        "field": field, "alone": found.alone, "skipped": len(found.skipped),
+        "files": [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats],
+    }  # fmt: skip
+    known = cache_folder() / "sources" / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]}.json"
+    try:
+        entry = json.loads(known.read_text())
+        return _opened(entry["key"], entry["bytes_per_token"], source, entry["skipped"])
+    except (OSError, ValueError, KeyError):  # never read, or its entry was cleared away
+        pass
+    corpus = load_corpus(source, validation_fraction=validation_fraction, seed=seed, field=field)
+    tokens = tokenize_corpus(corpus, tokenizer, vocab_size=vocab_size)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    temporary = known.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps({name: getattr(tokens, name) for name in ("key", "bytes_per_token", "skipped")}))
+    temporary.replace(known)
+    return tokens
+
+
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer | None = None, *, vocab_size: int | None = 1024) -> TokenSet:
     """Tokenizes both splits of a corpus, or opens them from the cache.
 
     tokenizer: the one to use; without it a BPE of vocab_size is trained on the training split
     (vocab_size=None: bytes).
     """
-    spelled = tokenizer.to_json() if tokenizer is not None else f"bpe {vocab_size}" if vocab_size else "bytes"
+    spelled = _spelled(tokenizer, vocab_size)
     key = hashlib.sha256("\n".join((_FORMAT, corpus.digest, spelled)).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not (folder / "tokenizer.json").exists():
         if tokenizer is None:
             tokenizer = train_bpe(corpus.train, vocab_size) if vocab_size else BytesTokenizer()
         _write(folder, corpus, tokenizer)
-    validation = np.load(folder / "validation.npy", mmap_mode="r")
+    n_token = len(np.load(folder / "validation.npy", mmap_mode="r"))
+    n_byte = sum(len(text.encode()) for text in corpus.validation)
+    return _opened(key, n_byte / n_token, corpus.name, corpus.skipped)
+
+
+def _spelled(tokenizer: Tokenizer | None, vocab_size: int | None) -> str:
+    return tokenizer.to_json() if tokenizer is not None else f"bpe {vocab_size}" if vocab_size else "bytes"
+
+
+def _opened(key: str, bytes_per_token: float, name: str, skipped: int) -> TokenSet:
+    folder = cache_folder() / key
     return TokenSet(
-        name=corpus.name,
+        name=name,
         tokenizer=load_tokenizer(folder / "tokenizer.json"),
         train=np.load(folder / "train.npy", mmap_mode="r"),
-        validation=validation,
-        bytes_per_token=sum(len(text.encode()) for text in corpus.validation) / len(validation),
+        validation=np.load(folder / "validation.npy", mmap_mode="r"),
+        bytes_per_token=bytes_per_token,
         key=key,
+        skipped=skipped,
     )
 
 

@@ -4,7 +4,7 @@ The command line prints these objects and the report draws them; nothing here kn
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pyscaling.fitting import Fit, fit
 from pyscaling.planning import Plan, Quantity, plan
 from pyscaling.study import Study
 from pyscaling.study.store import read_table
+from pyscaling.study.study import GIVEN
 from pyscaling.tables import Runs
 
 Array = NDArray[np.float64]
@@ -66,13 +67,23 @@ class HeldOutTest:
         return abs(self.final.relative_error) <= TOLERANCE and self.final.inside
 
     @property
+    def trusted(self) -> bool:
+        """Whether the test is passed by a fit that nothing speaks against."""
+        return self.passed and self.fit.evidence.trustworthy
+
+    @property
     def verdict(self) -> str:
-        """One sentence that says plainly whether the test is passed, and why not."""
+        """One sentence that says plainly whether the test is passed, what speaks against the fit that passed it, and why not."""
         error = abs(self.final.relative_error)
         within = f"{'within' if error <= TOLERANCE else 'outside'} {TOLERANCE:.0%} (error {error:.2%})"
         place = f"lies {'inside' if self.final.inside else 'outside'} its {self.level:.0%} prediction interval"
         join = "and" if (error <= TOLERANCE) == self.final.inside else "but"
-        return f"{'PASS' if self.passed else 'FAIL'}: the prediction is {within} {join} the achieved loss {place}."
+        said = "FAIL"
+        if self.passed:
+            concerns, cautions = self.fit.evidence.concerns, self.fit.evidence.cautions
+            said = "PASS" if not cautions else f"PASS, with care ({'; '.join(cautions)})"
+            said = said if not concerns else f"PASS, but by a fit that is not to be trusted ({'; '.join(concerns)})"
+        return f"{said}: the prediction is {within} {join} the achieved loss {place}."
 
 
 @dataclass(frozen=True)
@@ -109,8 +120,19 @@ class FittedLaw:
 
     @property
     def evidence(self) -> str:
-        """The first line of the fit's evidence: whether to believe it."""
-        return str(self.fit.evidence).strip().splitlines()[0]
+        """Whether to believe the fit, and all that speaks against it: its verdict, as `fit` and `plan` print it."""
+        said, concerns = self.fit.verdict, "; ".join(self.fit.evidence.concerns)
+        return said if concerns in said else f"{said.removesuffix(', see evidence')}: {concerns}"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(parameter, value, interval) as printed."""
+        return [(name, f"{value:.4g}", self._interval(name)) for name, value in self.fit.params.items()]
+
+    def _interval(self, name: str) -> str:
+        low, high = self.intervals[name]
+        if not low < high:  # no sample left the bound: that tells nothing of where the parameter lies
+            return "none, at a bound"
+        return f"[{low:.3g}, {high:.3g}]"
 
 
 @dataclass(frozen=True)
@@ -165,6 +187,13 @@ class Analysis:
     noise_scale: Columns
     run_table: Columns
     problems: tuple[str, ...] = field(default=())
+    bootstrap: int = 4000
+
+    @property
+    def intervals(self) -> str:
+        """What the intervals of the parameters are; those of curves and of the plan are by the same method."""
+        level = self.laws[0].level if self.laws else 0.9
+        return f"{level:.0%} intervals by Student's t, their errors from {self.bootstrap:,} bootstrap refits"
 
 
 def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) -> Analysis:
@@ -212,7 +241,6 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
     planned = None
     if main is not None:
         planned = attempt("plan", plan_tenfold, study, main.fit, noise_scale, level, bootstrap)
-    facts = read_table(study.folder, "study")
     failed = [
         (run_id, reason or "no reason recorded")
         for run_id, status, reason in zip(table["run_id"], table["status"], table["reason"], strict=True)
@@ -229,7 +257,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
         seed_noise=seed_noise(runs),
         plan=planned,
         added=attempt("added runs", added_test, study, law, level, bootstrap),
-        facts=dict(zip(facts["key"], facts["value"], strict=True)),
+        facts=study_facts(study),
         failed=tuple(failed),
         n_pending=pending,
         metrics=read_table(study.folder, "metrics", "ORDER BY trunk_id, step"),
@@ -237,6 +265,7 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
         noise_scale=noise_scale,
         run_table=table,
         problems=tuple(problems),
+        bootstrap=bootstrap,
     )
 
 
@@ -290,14 +319,15 @@ def added_test(study: Study, law: str, level: float = 0.9, bootstrap: int = 4000
 
     Raises ValueError where the others do not make a fit, or a fit no plan.
     """
-    fleets = [added.fleet_id for added in study.spec.added]
+    fleets = {added.fleet_id for added in study.spec.added}
     runs = study.all_runs
-    added = np.isin(np.asarray(runs["fleet_id"]), fleets) if fleets else np.zeros(len(runs), dtype=bool)
-    if not added.any():
+    added = np.array([fleet in fleets or fleet.startswith(GIVEN) for fleet in runs["fleet_id"].tolist()], dtype=bool)
+    if not added.any() or added.all():
         return None
     before, after = fit(runs.select(~added), law=law), fit(runs, law=law)
     C = 10 * float(runs.C[~added].max())
-    best = [plan(fitted, C, level=level, bootstrap=bootstrap).N for fitted in (before, after)]
+    unique = unique_tokens(study_facts(study))
+    best = [plan(f, C, level=level, bootstrap=bootstrap, unique_tokens=unique).N for f in (before, after)]
     return AddedTest(law, level, C, _compared(before, runs.select(added), level), *best)
 
 
@@ -348,7 +378,7 @@ def fit_law(data: str, name: str, runs: Runs, level: float, bootstrap: int) -> F
     """Fits a law and takes its parameters' bootstrap intervals."""
     fitted = fit(runs, law=name)
     boot = fitted.bootstrap(bootstrap)
-    intervals = {parameter: boot.interval(parameter, level=level) for parameter in fitted.params}
+    intervals = {parameter: boot.interval(parameter, level=level, method="t") for parameter in fitted.params}
     return FittedLaw(data, fitted, {k: (float(low), float(high)) for k, (low, high) in intervals.items()}, level)
 
 
@@ -366,19 +396,35 @@ def seed_noise(runs: Runs) -> SeedNoise | None:
 
 
 def plan_tenfold(study: Study, fitted: Fit, noise_scale: Columns, level: float, bootstrap: int) -> Plan:
-    """The plan for ten times the largest compute of the study, in its architecture and with its noise scale."""
+    """The plan for ten times the largest compute of the study, in its architecture, with its noise scale, on its corpus.
+
+    Tokens beyond the corpus repeat, at a price; the plan tells how often.
+    """
     runs = study.runs
     usable = any(value is not None and value > 0 for value in noise_scale["noise_scale"])
     measured = {
         name: np.array([np.nan if value is None else value for value in noise_scale[name]], dtype=np.float64)
         for name in ("loss", "noise_scale")
     }
-    architecture = {**study.spec.model.model_dump(), "vocab_size": int(np.atleast_1d(runs["vocab_size"])[0])}
+    facts = study_facts(study)
+    vocab_size = int(float(facts.get("vocab_size", study.spec.corpus.vocab_size)))
     return plan(
         fitted,
         10 * float(runs.C.max()),
         level=level,
         bootstrap=bootstrap,
         noise_scale=measured if usable else None,
-        architecture=architecture,
+        architecture={**study.spec.model.model_dump(), "vocab_size": vocab_size},
+        unique_tokens=unique_tokens(facts),
     )
+
+
+def study_facts(study: Study) -> dict[str, str]:
+    """What a study's store tells of its corpus and its training."""
+    table = read_table(study.folder, "study")
+    return dict(zip(table["key"], table["value"], strict=True))
+
+
+def unique_tokens(facts: Mapping[str, str]) -> float | None:
+    """Training tokens of a study's corpus, each counted once; None where its store does not tell."""
+    return float(facts["train_tokens"]) if "train_tokens" in facts else None

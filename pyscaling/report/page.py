@@ -105,7 +105,7 @@ def _held_out(analysis: Analysis) -> str:
         f"<p>The law <code>{escape(test.law)}</code> is fitted to every model but the largest (N = "
         f"{format_count(test.largest_N)}) and asked for the final loss of that model, which it has not seen. "
         f"This law was {escape(analysis.choice.reason)}.</p>"
-        f'<p class="verdict{"" if test.passed else " fail"}">{escape(test.verdict)}</p>'
+        f'<p class="verdict{"" if test.trusted else " fail"}">{escape(test.verdict)}</p>'
         f"<p>Predicted {final.predicted:.4f}, {test.level:.0%} interval [{final.low:.4f}, {final.high:.4f}]; "
         f"achieved {final.achieved:.4f}{seeds} at D = {format_count(final.D)} tokens. The test is passed if the error "
         f"is at most {TOLERANCE:.0%} and the achieved loss lies inside the interval.</p>"
@@ -119,7 +119,7 @@ def _held_out(analysis: Analysis) -> str:
         f"<p>Over all budgets of the largest model: {inside} of {len(test.runs)} inside their intervals, "
         f"largest error {largest:.2%}. The last line is the test.</p>"
     )
-    if not test.fit.evidence.trustworthy:
+    if not test.passed and not test.fit.evidence.trustworthy:  # else the verdict says it
         parts.append(
             f"<p>⚠ The law fitted without the largest model: {escape('; '.join(test.fit.evidence.concerns))}.</p>"
         )
@@ -175,14 +175,12 @@ def _all_tests(analysis: Analysis, test: HeldOutTest) -> str:
 def _laws(analysis: Analysis) -> str:
     parts = ["<h2>2. Fitted laws</h2>"]
     if analysis.laws:
-        parts.append(f"<p>Intervals are {analysis.laws[0].level:.0%} percentile bootstrap intervals.</p>")
+        parts.append(f"<p>Here and below: {escape(analysis.intervals)}.</p>")
     header = ["law", f"parameters, {analysis.laws[0].level:.0%} intervals" if analysis.laws else "", "adjusted R²"]
     rows = [[_law_cell(law), _parameters(law), f"{law.fit.adjusted_r2:.4f}"] for law in analysis.laws]
     parts.append(_table(header, rows, raw=True))
     if analysis.main is not None:
-        parts.append(
-            f"<h3>Evidence for {escape(analysis.main.name)}</h3><pre>{escape(str(analysis.main.fit.evidence))}</pre>"
-        )
+        parts.append(f"<h3>Evidence for {escape(analysis.main.name)}</h3><pre>{escape(_evidence(analysis.main))}</pre>")
     if analysis.problems:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in analysis.problems)
         parts.append(f"<h3>What could not be done</h3><ul>{items}</ul>")
@@ -197,11 +195,13 @@ def _law_cell(law: FittedLaw) -> str:
 
 
 def _parameters(law: FittedLaw) -> str:
-    rows = []
-    for name, value in law.fit.params.items():
-        low, high = law.intervals[name]
-        rows.append(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td><td>[{low:.3g}, {high:.3g}]</td></tr>")
-    return f'<table class="inner">{"".join(rows)}</table>'
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in law.rows())
+    return f'<table class="inner">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+
+
+def _evidence(law: FittedLaw) -> str:
+    """The verdict, then how it was come by."""
+    return "\n".join([law.evidence, *str(law.fit.evidence).strip().splitlines()[1:]])
 
 
 def _figures(analysis: Analysis) -> str:
@@ -260,7 +260,14 @@ def _plan(analysis: Analysis) -> str:
     plan = analysis.plan
     if plan is None:
         return "\n".join([*parts, "<p>No plan could be made.</p>"])
-    parts.append(f"<p>By <code>{escape(plan.law)}</code> fitted to all runs, {plan.level:.0%} intervals.</p>")
+    if analysis.main is not None and not analysis.main.fit.evidence.trustworthy:
+        parts.append(f"<p>⚠ {escape(analysis.main.evidence)}.</p>")
+    corpus = (
+        ""
+        if plan.unique_tokens is None
+        else f", on the {format_count(plan.unique_tokens)} training tokens of the corpus"
+    )
+    parts.append(f"<p>By <code>{escape(plan.law)}</code> fitted to all runs{corpus}, {plan.level:.0%} intervals.</p>")
     parts.append(_table(["", "value", "interval", ""], [list(row) for row in plan.rows()], numbers=False, tight=3))
     parts += [f"<p>⚠ {escape(warning)}</p>" for warning in plan.warnings]
     figure, ax = plots.new_figure(6.6, 3.8)
@@ -278,6 +285,7 @@ def _facts(analysis: Analysis) -> str:
         ("corpus", "corpus"),
         ("train_tokens", "training tokens in the corpus"),
         ("validation_tokens", "validation tokens"),
+        ("skipped_files", "files of the corpus passed over"),
         ("vocab_size", "vocabulary"),
         ("bytes_per_token", "bytes per token"),
         ("distributions", "evaluated on"),

@@ -12,7 +12,8 @@ import sqlite3
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,8 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from pyscaling.cores import available_cores
 from pyscaling.study.store import Store, StudyError
 from pyscaling.training.loop import CheckpointError, Evaluation, FleetJob
+
+Watch = Callable[[str, str, dict[str, Any]], None]  # kind, fleet_id and row of what a fleet reports
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+_PATIENCE = 10.0  # seconds that a worker has to end
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def evaluation_windows(tokens: np.ndarray, context: int, n_window: int) -> np.nd
 def default_workers() -> int:
     import torch
 
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    return torch.cuda.device_count() or available_cores()
 
 
 def run_local(
@@ -57,12 +63,13 @@ def run_local(
     store: Store,
     *,
     workers: int,
-    progress: Callable[[str, dict[str, Any]], None] = lambda fleet_id, row: None,
+    watch: Watch = lambda kind, fleet_id, row: None,
 ) -> None:
     """Trains every item and records what it reports; returns when all are done.
 
-    progress(fleet_id, row) is called with each fleet's "steps" taken. Raises StudyError when a worker dies or a disk
-    is full; what was recorded stays, and another call goes on from the checkpoints.
+    watch(kind, fleet_id, row) is called with each fleet's "progress", the "steps" taken, and with each row that is recorded.
+    Raises StudyError when a worker dies or a disk is full; what was recorded stays, and another call goes on from the
+    checkpoints.
     """
     queue = sorted(items, key=lambda item: -item.cost)
     context = multiprocessing.get_context("spawn")
@@ -70,12 +77,13 @@ def run_local(
     restarted: set[str] = set()
     failure: str | None = None
     try:
-        for number in range(min(workers, len(queue))):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs, number), daemon=True)
-            process.start()
-            theirs.close()
-            running[ours] = (process, None)
+        with _one_thread_each():
+            for number in range(min(workers, len(queue))):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_worker, args=(theirs, number, os.getpid()), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = (process, None)
         while running and failure is None:
             for pipe in [p for p, (_, item) in running.items() if item is None]:
                 if queue:
@@ -84,7 +92,7 @@ def run_local(
                     running[pipe] = (running[pipe][0], item)
                 else:
                     pipe.send(None)
-                    running.pop(pipe)[0].join()
+                    _end(running.pop(pipe)[0])
             dirty = False
             for ready in wait(list(running), timeout=1.0):
                 assert isinstance(ready, Connection)
@@ -93,7 +101,7 @@ def run_local(
                 try:
                     kind, row = ready.recv()
                 except (EOFError, ConnectionResetError):
-                    process.join()
+                    _end(process)
                     failure = (
                         f"the worker of fleet {working_on.job.fleet_id} died (exit code {process.exitcode}; -9 usually means "
                         "that memory ran out). Finished runs are safe; run the study again to go on."
@@ -113,10 +121,11 @@ def run_local(
                     store.commit()
                     ready.send("stored")
                 elif kind == "progress":
-                    progress(working_on.job.fleet_id, row)
+                    watch(kind, working_on.job.fleet_id, row)
                 else:
                     store.record(kind, row)
                     dirty |= kind == "finished"
+                    watch(kind, working_on.job.fleet_id, row)
             if dirty:
                 store.commit()
         store.commit()
@@ -129,9 +138,32 @@ def run_local(
         for process, _ in running.values():
             process.terminate()
         for process, _ in running.values():
-            process.join(5)
+            _end(process)
     if failure is not None:
         raise StudyError(failure)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started within have one thread each, in libraries that count cores when they are loaded, too."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _end(process: Any) -> None:
+    """Waits for a worker that was told to end, for a while: one that hangs must not hang the study."""
+    process.join(_PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join(_PATIENCE)
 
 
 def _start_over(item: WorkItem, queue: list[WorkItem], restarted: set[str]) -> str | None:
@@ -144,10 +176,10 @@ def _start_over(item: WorkItem, queue: list[WorkItem], restarted: set[str]) -> s
     return None
 
 
-def _worker(pipe: Connection, number: int) -> None:
-    """Trains the items that come down the pipe until None does."""
+def _worker(pipe: Connection, number: int, parent: int) -> None:
+    """Trains the items that come down the pipe until None does. parent: the process that started this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _die_with_parent()
+    _die_with(parent)
     import torch
 
     torch.set_num_threads(1)
@@ -194,8 +226,9 @@ def _train(item: WorkItem, pipe: Connection, device: str) -> None:
     pipe.send(("done", {"at": time.time()}))
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
+    """parent may be 1: a container's first process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:
-            os._exit(1)
+    if os.getppid() != parent:  # it died before it could be watched
+        os._exit(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pyscaling.accounting import flops_per_token, parameter_count, training_flops
-from pyscaling.data import load_corpus, tokenize_corpus
+from pyscaling.data import open_corpus
 from pyscaling.data.tokens import TokenSet, cache_folder
 from pyscaling.study.executor import WorkItem
 from pyscaling.study.spec import SizeSpec, StudySpec
@@ -24,12 +24,15 @@ def plan_fleets(spec: StudySpec, folder: Path) -> tuple[list[WorkItem], list[dic
 
     Tokenizes the corpus if it is not in the cache. Raises ValueError if the corpus is too short for a batch.
     """
-    corpus = load_corpus(
-        spec.corpus.source, validation_fraction=spec.corpus.validation_fraction, seed=spec.corpus.split_seed
+    main = open_corpus(
+        spec.corpus.source,
+        vocab_size=spec.corpus.vocab_size if spec.corpus.tokenizer == "bpe" else None,
+        validation_fraction=spec.corpus.validation_fraction,
+        seed=spec.corpus.split_seed,
+        field=spec.corpus.field,
     )
-    main = tokenize_corpus(corpus, vocab_size=spec.corpus.vocab_size if spec.corpus.tokenizer == "bpe" else None)
     others = [
-        tokenize_corpus(load_corpus(source, seed=spec.corpus.split_seed), main.tokenizer)
+        open_corpus(source, main.tokenizer, seed=spec.corpus.split_seed, field=spec.corpus.field)
         for source in spec.corpus.evaluate_on
     ]
     vocab_size = main.tokenizer.vocab_size
@@ -156,6 +159,8 @@ def _check_corpus_length(spec: StudySpec, main: TokenSet) -> None:
 def _facts(main: TokenSet, others: list[TokenSet]) -> dict[str, Any]:
     return {
         "corpus": main.name,
+        "corpus_key": main.key,
+        "skipped_files": main.skipped,
         "train_tokens": len(main.train),
         "validation_tokens": len(main.validation),
         "vocab_size": main.tokenizer.vocab_size,

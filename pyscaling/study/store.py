@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,10 +45,18 @@ class StudyError(RuntimeError):
 class Store:
     """The open store of a study folder. Use as a context manager.
 
-    Raises StudyError if another process holds the folder, or if it belongs to another spec; unlike: how that one differs.
+    spec_key: of the spec, as a new folder keeps it. same: whether another key, as an earlier version wrote it, is of this spec,
+    too. Raises StudyError if another process holds the folder, or if it belongs to another spec; unlike: how that one differs.
     """
 
-    def __init__(self, folder: Path, spec_text: str, spec_key: str, unlike: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec_text: str,
+        spec_key: str,
+        unlike: str = "",
+        same: Callable[[str], bool] = lambda key: False,
+    ) -> None:
         self.folder = folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = open(folder / "study.lock", "a+")  # noqa: SIM115 - held as long as the store
@@ -67,7 +75,7 @@ class Store:
             self._lock.flush()
             self._db = connect(folder, create=True)
             self._db.executescript(_SCHEMA)
-            self._claim(spec_text, spec_key, unlike)
+            self._claim(spec_text, spec_key, unlike, same)
         except sqlite3.Error as error:
             self._lock.close()
             raise StudyError(
@@ -77,16 +85,18 @@ class Store:
             self._lock.close()
             raise
 
-    def _claim(self, spec_text: str, spec_key: str, unlike: str) -> None:
-        known = self.facts()
-        if "spec_key" not in known:
-            self.set_facts({"spec_key": spec_key})
-            (self.folder / "study.toml").write_text(spec_text)
-        elif known["spec_key"] != spec_key:
+    def _claim(self, spec_text: str, spec_key: str, unlike: str, same: Callable[[str], bool]) -> None:
+        known = self.facts().get("spec_key")
+        if known not in (None, spec_key) and not same(known):
             raise StudyError(
                 f"study folder {self.folder} belongs to another spec ({self.folder / 'study.toml'}{unlike}); "
                 "choose another folder, or delete this one if its runs are not needed."
             )
+        file = self.folder / "study.toml"
+        if known is None or not file.exists():  # the spec first: a folder with a key and no spec could not be opened
+            replace_text(file, spec_text)
+        if known is None:
+            self.set_facts({"spec_key": spec_key})
 
     def facts(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT key, value FROM study"))
@@ -101,8 +111,17 @@ class Store:
             _insert(self._db, "runs", {**row, "status": "pending"}, "IGNORE")
         self._db.commit()
 
+    def add_finished(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds runs that were trained elsewhere; those that are there stay as they are."""
+        for row in rows:
+            _insert(self._db, "runs", {**row, "status": "finished"}, "IGNORE")
+        self._db.commit()
+
     def record(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Writes one row that a fleet emitted; writing the same row twice changes nothing. Call `commit` after a batch."""
+        """Writes one row that a fleet emitted; writing the same row twice changes nothing. Call `commit` after a batch.
+
+        Raises ValueError for a kind that no table takes: a row that is dropped is a result that is lost.
+        """
         if kind in _TABLES:
             _insert(self._db, _TABLES[kind], row, "REPLACE")
         elif kind in ("finished", "failed"):
@@ -114,6 +133,8 @@ class Store:
                 f"UPDATE runs SET {assignments} WHERE run_id = :run_id AND status = 'pending'",
                 {**changes, "run_id": run_id},
             )
+        else:
+            raise ValueError(f"a fleet reported {kind!r}, which no table takes; please report this.")
 
     def commit(self) -> None:
         self._db.commit()
@@ -136,6 +157,16 @@ class Store:
 
 def spec_key(canonical: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file at once: killed in between, the old one is there, or none."""
+    temporary = file.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)
 
 
 def connect(folder: Path, *, create: bool = False) -> sqlite3.Connection:

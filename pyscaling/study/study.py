@@ -1,25 +1,29 @@
 """A study from its spec to its table of runs."""
 
 import hashlib
+import json
 import math
-import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pyscaling import __version__
+from pyscaling import __version__, laws
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.study.spec import AddedSpec, Backend, Precision, StudySpec, preset_text
-from pyscaling.study.store import Store, StudyError, connect, read_table, spec_key
+from pyscaling.study.store import Store, StudyError, connect, read_table, replace_text, spec_key
 from pyscaling.tables import Runs
 
-# What may change between two calls on one folder.
-_NOT_OF_THE_RUNS: Any = {"description": True, "training": {"backend"}, "added": True}
+# What may change between two calls on one folder: what only the report or the machine heeds, and what `extend` adds.
+_NOT_OF_THE_RUNS: Any = {"description": True, "law": True, "training": {"backend"}, "added": True}
+# As keys were first written: everything, defaults, too, of the fields that there were then, and the law.
+_NOT_IN_OLD_KEYS: Any = {"description": True, "training": {"backend"}, "added": True, "corpus": {"field"}}
+GIVEN = "given-"  # fleets of runs that were trained elsewhere
 _SAME_SIZE = 0.05  # of ln N: an added run takes a shape that the study has already
+Log = Literal["tensorboard", "wandb"]
 _FAR = 0.15  # of ln N or ln D: said, where a run cannot be nearer to what was asked for
 
 
@@ -67,15 +71,26 @@ class Study:
         connect(Path(folder)).close()
         return cls.from_toml(Path(folder) / "study.toml", folder)
 
-    def run(self, *, workers: int | None = None, progress: bool = True, backend: Backend | None = None) -> Runs:
-        """Trains what is not finished yet and returns the runs.
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        progress: bool = True,
+        backend: Backend | None = None,
+        log: Log | None = None,
+    ) -> Runs:
+        """Trains what is not finished yet and returns the runs. Of a study that is finished no text is read.
 
-        workers: processes of one thread each, by default one per core, or one per GPU. progress: show bars with ETA and
-        tokens/s. backend: "torch" or "triton" instead of the spec's; runs then differ by rounding.
-        Raises StudyError if the folder is another process's or another spec's, or if the study cannot go on.
+        workers: processes of one thread each, by default one per core that this process may use, or one per GPU. progress: show
+        bars with loss, ETA and tokens/s. backend: "torch" or "triton" instead of the spec's; runs then differ by rounding.
+        log: "tensorboard", into the folder's tensorboard/, or "wandb": losses, rates and noise scales against tokens, a curve
+        for each trunk; needs pyscaling[log].
+        Raises StudyError if the folder is another process's or another spec's, or if the study cannot go on, and ValueError if
+        its corpus cannot be read; the folder is then left as it was.
         """
         from pyscaling.study.executor import default_workers, run_local
         from pyscaling.study.fleets import plan_added, plan_fleets
+        from pyscaling.study.logs import open_log
         from pyscaling.study.progress import StudyProgress
 
         if (backend or self.spec.training.backend) == "triton":  # before anything is written
@@ -89,11 +104,16 @@ class Study:
                 raise StudyError(str(error)) from None
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"the study's folder {str(self.folder)!r} is a file; choose another with --out.")
+        self._adopt()
+        # A corpus that cannot be read must not claim the folder.
+        items, rows, facts = ([], [], {}) if self.finished else plan_fleets(self.spec, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._store() as store:
-            items, rows, facts = plan_fleets(self.spec, self.folder)
+            if self.finished:
+                return self.runs
             added_items, added_rows = plan_added(self.spec, self.folder)
             items += added_items
+            self._same_corpus(store, facts)
             precision = self._precision(store)
             items = [replace(item, job=replace(item.job, precision=precision)) for item in items]
             store.add_runs([*rows, *added_rows])
@@ -104,14 +124,34 @@ class Study:
                 items = [replace(item, job=replace(item.job, backend=backend)) for item in items]
             if items:
                 started = time.perf_counter()
-                with StudyProgress(items, enabled=progress) as bars:
-                    run_local(items, store, workers=workers or default_workers(), progress=bars.update)
+                with open_log(log, self, items) as write, StudyProgress(items, enabled=progress) as bars:
+
+                    def watch(kind: str, fleet_id: str, row: dict[str, Any]) -> None:
+                        bars.update(kind, fleet_id, row)
+                        write(kind, row)
+
+                    run_local(items, store, workers=workers or default_workers(), watch=watch)
                 wall = float(store.facts().get("wall_s", 0.0)) + time.perf_counter() - started
                 store.set_facts({"wall_s": wall})
         return self.runs
 
+    def _same_corpus(self, store: Store, facts: Mapping[str, Any]) -> None:
+        """Half of a grid on one text and half on another fits no law."""
+        known = store.facts().get("corpus_key")
+        if facts and known not in (None, facts["corpus_key"]):
+            raise StudyError(
+                f"the text of corpus {self.spec.corpus.source!r} is not what the study in {self.folder} was begun with; put it "
+                "back, or choose another folder."
+            )
+
     def extend(
-        self, runs: Any, *, workers: int | None = None, progress: bool = True, backend: Backend | None = None
+        self,
+        runs: Any,
+        *,
+        workers: int | None = None,
+        progress: bool = True,
+        backend: Backend | None = None,
+        log: Log | None = None,
     ) -> Runs:
         """Adds runs to a study that exists, trains what is pending and returns all runs.
 
@@ -123,31 +163,55 @@ class Study:
         The runs become [[added]] of the folder's study.toml in one step, and finished runs stay as they are: killed, an
         extension is made wholly or not at all, and `run` goes on with it. The same call again adds nothing: a table is known
         by its runs, and next_runs also by the runs that it was planned from.
-        workers, progress, backend: as in `run`; a script calls either under `if __name__ == "__main__":`, for workers import
+
+        A table with a column loss holds runs that were trained already, on the same text and tokens: they are recorded as they
+        are, finished, with whatever columns of theirs a study knows (d_model, learning_rate, seed, ...), and nothing is trained.
+
+        workers, progress, backend, log: as in `run`; a script calls either under `if __name__ == "__main__":`, for workers import
         it. Raises ValueError for runs without N or D, and StudyError if the folder holds no study, or another's.
         """
         if not (self.folder / "study.db").exists():
             raise StudyError(f"{self.folder} is no study folder yet, so nothing can be added to it; call run() first.")
+        given = _with_losses(runs)
+        if given is not None:
+            with self._store() as store:
+                store.add_finished(_given_rows(given, store.facts(), self.spec))
+            return self.runs
         wanted, batch = _wanted(runs)
         with self._store():  # nobody else trains here, or extends
             added = self._to_add(wanted, batch)
             if added:
                 spec = StudySpec.model_validate({**self.spec.model_dump(), "added": (*self.spec.added, *added)})
                 self._write(spec)
-        return self.run(workers=workers, progress=progress, backend=backend)
+        return self.run(workers=workers, progress=progress, backend=backend, log=log)
 
     def _store(self) -> Store:
         """The open store; from now on this study has what was added to its folder."""
         self._adopt()
-        store = Store(self.folder, self._text, self._key(self.spec), self._unlike())
+        store = Store(self.folder, self._text, self._key(self.spec), self._unlike(), self._was_key)
         self._adopt()  # what was added before the folder was ours
         return store
 
     @staticmethod
     def _key(spec: StudySpec) -> str:
-        # "auto" counts as the fp32 that was the default when folders' keys were first written; `_precision` tells them apart.
+        """What was asked: defaults are left out, so that a field that is added to the spec leaves folders theirs."""
+        # "fp32" counts as the "auto" that it was before `_precision` told them apart.
+        training = spec.training.model_copy(update={"precision": spec.training.precision.replace("fp32", "auto")})
+        asked = spec.model_copy(update={"training": training})
+        table = asked.model_dump(mode="json", exclude=_NOT_OF_THE_RUNS, exclude_defaults=True)
+        return spec_key(json.dumps(table, sort_keys=True))
+
+    def _was_key(self, key: str) -> bool:
+        """Whether a key is this spec's as keys were first written, by whatever law the report was to plan then."""
+        if self.spec.corpus.field is not None:
+            return False
+        return key in {self._old_key(self.spec, law) for law in ("auto", self.spec.law, *laws.LAWS)}
+
+    @staticmethod
+    def _old_key(spec: StudySpec, law: str) -> str:
         training = spec.training.model_copy(update={"precision": spec.training.precision.replace("auto", "fp32")})
-        return spec_key(spec.model_copy(update={"training": training}).model_dump_json(exclude=_NOT_OF_THE_RUNS))
+        asked = spec.model_copy(update={"training": training, "law": law})
+        return spec_key(asked.model_dump_json(exclude=_NOT_IN_OLD_KEYS))
 
     def _precision(self, store: Store) -> Precision:
         """What the folder's runs are trained in: as they began, whatever machine goes on with them."""
@@ -205,12 +269,7 @@ class Study:
         except ValueError:  # written by hand in another way, or by an earlier version
             whole = False
         text = text if whole else spec.to_toml()
-        temporary = file.with_suffix(".tmp")
-        with open(temporary, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
+        replace_text(file, text)
         self.spec, self._text = spec, text
 
     def _to_add(self, wanted: list[tuple[float | Shape, float]], batch: str | None) -> list[AddedSpec]:
@@ -332,3 +391,38 @@ def _wanted(runs: Any) -> tuple[list[tuple[float | Shape, float]], str | None]:
             if isinstance(value, bool | str) or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} of a run to add must be finite and positive, got {value!r}.")
     return [(size if isinstance(size, Shape) else float(size), float(D)) for size, D in pairs], batch
+
+
+def _with_losses(runs: Any) -> Runs | None:
+    """A table of runs that were trained already; None of runs that are to be."""
+    if (hasattr(runs, "runs") and hasattr(runs, "key")) or isinstance(runs, str):
+        return None
+    if isinstance(runs, Sequence) and not (runs and all(isinstance(run, Mapping) for run in runs)):
+        return None
+    table = Runs(runs, source="the runs to add")
+    return table if "loss" in table else None
+
+
+def _given_rows(runs: Runs, facts: Mapping[str, str], spec: StudySpec) -> list[dict[str, Any]]:
+    """Rows of the runs table, named by what they hold, so that the same table is recorded once."""
+    columns: dict[str, list[Any]] = {name: runs[name].tolist() for name in ("N", "D", "C", "loss")}
+    columns |= {name: runs[name].tolist() for name in _KEPT if name in runs}
+    alone = {
+        "rate_factor": 1.0,
+        "context": spec.model.context,
+        "vocab_size": facts.get("vocab_size", spec.corpus.vocab_size),
+    }
+    rows, seen = [], Counter[str]()
+    for values in zip(*columns.values(), strict=True):
+        row = {name: None if value != value else value for name, value in zip(columns, values, strict=True)}
+        name = GIVEN + hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:12]
+        seen[name] += 1
+        run_id = f"{name}-{seen[name]}"
+        rows.append({**alone, **row, "run_id": run_id, "trunk_id": run_id, "fleet_id": name, "member": seen[name] - 1})
+    return rows
+
+
+_KEPT = (
+    "d_model", "n_layer", "n_head", "d_ff", "context", "vocab_size", "learning_rate", "rate_factor", "batch_tokens", "steps",
+    "seed", "N_total", "C_full", "wall_s",
+)  # fmt: skip

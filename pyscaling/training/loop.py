@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,18 +136,25 @@ def train_fleet(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 15.0,
     device: str = "cpu",
+    threads: int = 1,
 ) -> None:
     """Trains a fleet from its beginning, or from its checkpoint, to its last budget.
 
     tokens: 1-d training tokens. evaluations: the first is the main one, whose loss a run reports. emit(kind, row) is
     called with "progress", "metric", "evaluation", "noise_scale", "finished" and "failed" rows (columns of the
     study's tables); a resumed job may repeat rows, always with the same values. It is called with "checkpoint" before a
-    checkpoint is written, and must then return only when all rows before are stored. Raises CheckpointError.
+    checkpoint is written, and must then return only when all rows before are stored. threads: of torch while it trains; small
+    models want one, since two processes that both take every core wait for each other. Raises CheckpointError.
     """
     place = torch.device(device)
-    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():  # graphs are captured on the current one
-        trainer = _Trainer(job, tokens, evaluations, emit, checkpoint, checkpoint_seconds, place)
-        trainer.run()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        # graphs are captured on the current device
+        with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+            _Trainer(job, tokens, evaluations, emit, checkpoint, checkpoint_seconds, place).run()
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Trainer:
@@ -405,7 +412,7 @@ class _Trainer:
             self.emit("warning", {"message": message})
             warnings.warn(message, stacklevel=2)
             return
-        if metadata["job"] != _fingerprint(self.job):
+        if _asked(json.loads(metadata["job"])) != json.loads(_fingerprint(self.job)):
             raise CheckpointError(
                 f"checkpoint {path} belongs to another job; give this study a folder of its own, or delete the file."
             )
@@ -442,7 +449,19 @@ def _model_and_optimizer(job: FleetJob, device: torch.device) -> tuple[FleetTran
 
 
 def _fingerprint(job: FleetJob) -> str:
-    return json.dumps({name: value for name, value in asdict(job).items() if name != "backend"}, sort_keys=True)
+    return json.dumps(_asked(json.loads(json.dumps(asdict(job)))), sort_keys=True)
+
+
+def _asked(job: dict[str, Any]) -> dict[str, Any]:
+    """What a job asks for beside the defaults, so that a field that is added later leaves checkpoints theirs."""
+    kept = {name: value for name, value in job.items() if name != "backend" and value != _DEFAULTS.get(name, MISSING)}
+    if "shape" in kept:
+        kept["shape"] = {n: v for n, v in kept["shape"].items() if v != _SHAPE_DEFAULTS.get(n, MISSING)}
+    return kept
+
+
+_DEFAULTS = {field.name: field.default for field in fields(FleetJob)}
+_SHAPE_DEFAULTS = {field.name: field.default for field in fields(Shape)}
 
 
 def _log_spaced(steps: int, per_octave: int) -> frozenset[int]:

@@ -52,18 +52,22 @@ def test_a_worker_trains_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: seen.append(("set", index)))
     monkeypatch.setattr(executor.signal, "signal", lambda *handler: None)
-    monkeypatch.setattr(executor, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(executor, "_die_with", lambda parent: None)
     monkeypatch.setattr(executor, "_train", lambda item, pipe, device: seen.append(("train", device)))
-    executor._worker(Pipe(), 6)  # type: ignore[arg-type]
+    executor._worker(Pipe(), 6, 1)  # type: ignore[arg-type]
     assert seen == [("set", 2), ("train", "cuda:2")]
 
 
 def test_folders_from_before_precision_was_auto_are_still_their_studies() -> None:
-    """Keys as they were written when fp32 was the default."""
+    """Keys as they were written when fp32 was the default, and all defaults were part of them."""
     key = "3dcf90fbfd99d219cb8307e7bfead709ec3dcd137507738ed3c642a18f3be7e4"
-    assert Study._key(spec()) == Study._key(spec("auto")) == Study._key(spec("fp32")) == key
-    assert Study._key(spec("bf16")) == "ae8e6c6ffb804b5c6f9eb19ae2603bbe7f6ca009c904f7b63444da008768d089"
-    assert Study._key(spec("ieee")) not in (key, Study._key(spec("bf16")))
+    bf16 = "ae8e6c6ffb804b5c6f9eb19ae2603bbe7f6ca009c904f7b63444da008768d089"
+    for asked, known, other in ((None, key, bf16), ("auto", key, bf16), ("fp32", key, bf16), ("bf16", bf16, key)):
+        assert Study(spec(asked))._was_key(known)
+        assert not Study(spec(asked))._was_key(other)
+    assert not any(Study(spec("ieee"))._was_key(known) for known in (key, bf16))
+    assert Study._key(spec()) == Study._key(spec("auto")) == Study._key(spec("fp32"))
+    assert len({Study._key(spec(asked)) for asked in ("auto", "bf16", "ieee")}) == 3
     with pytest.raises(ValueError, match="precision='fp16'"):
         spec("fp16")
 

@@ -289,12 +289,7 @@ class Fit(Result):
         matrix = covariance(self, cluster, robust)
         if units == "theta":
             return matrix
-        slope = np.array(
-            [
-                p if d.logarithmic else 1.0
-                for p, d in zip(self.params.values(), self.law.parameters.values(), strict=True)
-            ]
-        )
+        slope = self.problem.slopes(self.theta)
         return matrix * np.outer(slope, slope)
 
     def standard_errors(self, cluster: Any = None, robust: bool = True) -> dict[str, float]:

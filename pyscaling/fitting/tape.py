@@ -34,20 +34,22 @@ class CompiledLaw:
 
 
 @lru_cache(maxsize=64)
-def compile_law(law: Law, log_value: bool) -> CompiledLaw:
-    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms.
+def compile_law(law: Law, log_value: bool, units: tuple[float, ...] = ()) -> CompiledLaw:
+    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms; the others
+    are multiples of units [P], if given.
 
     A logarithm that does not simplify is left to the core's link, which spares its derivatives.
     Raises ValueError for a law nested too deep to differentiate.
     """
     try:
-        return _compile(law, log_value)
+        return _compile(law, log_value, units)
     except RecursionError:
         raise ValueError(f"law {law.name[:40]!r}... is nested too deep to differentiate; write it flatter.") from None
 
 
-def _compile(law: Law, log_value: bool) -> CompiledLaw:
-    graph = Graph({name: p.logarithmic for name, p in law.parameters.items()}, law.variables)
+def _compile(law: Law, log_value: bool, units: tuple[float, ...]) -> CompiledLaw:
+    logarithmic = {name: p.logarithmic for name, p in law.parameters.items()}
+    graph = Graph(logarithmic, law.variables, dict(zip(logarithmic, units, strict=False)))
     value = graph.parse(law.expression)
     log_link = log_value and graph.log(value).op == "log"
     if log_value and not log_link:

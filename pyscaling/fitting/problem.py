@@ -46,7 +46,8 @@ class Problem:
 
     @cached_property
     def compiled(self) -> CompiledLaw:
-        return compile_law(self.law, self.residual == "log", self.units)
+        signed = frozenset(name for name, x in self.variables.items() if x.min() < 0)
+        return compile_law(self.law, self.residual == "log", self.units, signed)
 
     @cached_property
     def columns(self) -> np.ndarray:
@@ -168,7 +169,8 @@ def make_problem(
     response = _response(runs, law.response, residual)
     if residual == "raw" and not (np.abs(response) < 1e100).all():
         raise ValueError(
-            f'{law.response} of {np.abs(response).max():g} is too large to square; rescale it or take residual="log".'
+            f"{runs.renamed.get(law.response, law.response)} of {np.abs(response).max():g} is too large to square; rescale it "
+            'or take residual="log".'
         )
     units = _units(law, variables, response)
     lower, upper = _bounds(law, units, dict(bounds or {}), dict(fixed or {}))
@@ -201,6 +203,7 @@ def _response(runs: Runs, name: str, residual: str) -> np.ndarray:
     bad = ~np.isfinite(column) | ((column <= 0) if residual == "log" else False)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
+        name = runs.renamed.get(name, name)
         remedy = 'residual="raw" takes any sign' if residual == "log" else "drop the row"
         raise ValueError(
             f"{name} must be finite{' and positive' if residual == 'log' else ''}; row {row + 1} of {runs.source} has "
@@ -319,7 +322,7 @@ def starts_of(law: Law, variables: Mapping[str, np.ndarray], response: np.ndarra
     }
     log_starts = np.empty((count, len(law.parameters)))
     coefficients = []
-    for j, (name, domain) in enumerate(law.parameters.items()):
+    for j, domain in enumerate(law.parameters.values()):
         u = unit[:, j]
         kind, *where = domain.role.split(":")
         share = np.log(np.median(size)) + np.log(0.02) * (1 - u)

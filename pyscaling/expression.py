@@ -37,16 +37,26 @@ class Node:
 
 
 class Graph:
-    """Builds nodes. parameters: name -> whether it enters as exp of its theta (it is positive), or as theta itself."""
+    """Builds nodes.
 
-    def __init__(self, parameters: Mapping[str, bool], variables: tuple[str, ...]) -> None:
+    parameters: name -> whether it enters as exp of its theta (it is positive), or as theta itself, in its unit.
+    signed: variables that are negative somewhere.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, bool],
+        variables: tuple[str, ...],
+        units: Mapping[str, float] | None = None,
+        signed: frozenset[str] = frozenset(),
+    ) -> None:
         self._nodes: dict[tuple[object, ...], Node] = {}
         self._derivatives: dict[tuple[int, int], Node] = {}
         self._logits: dict[Node, tuple[Node, Node]] = {}  # roots that `saturate` unrolled, with what defines them
-        self.variables = variables
+        self.variables, self._signed = variables, signed
         self.theta = [self._make("parameter", (), j, "scalar", False) for j in range(len(parameters))]
         self._names = {
-            name: self.exp(theta) if logarithmic else theta
+            name: self.exp(theta) if logarithmic else self.mul(self.const((units or {}).get(name, 1.0)), theta)
             for (name, logarithmic), theta in zip(parameters.items(), self.theta, strict=True)
         }
 
@@ -67,7 +77,7 @@ class Graph:
         return self._make("const", (), float(value), "const", value > 0)
 
     def column(self, name: str) -> Node:
-        return self._make("column", (), name, "data", True)
+        return self._make("column", (), name, "data", name not in self._signed)
 
     def add(self, a: Node, b: Node) -> Node:
         if a.op == "const" and b.op == "const":

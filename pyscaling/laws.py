@@ -8,8 +8,11 @@ loss unless it names another column as its response.
 """
 
 import ast
+import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -26,16 +29,18 @@ class Parameter:
 
     role says what it does in the law, and so where automatic starts look: "exponent"; "floor", a constant of the
     loss; "ceiling", a loss above all; "scale:X", a value of the variable X; "break:X", one among the data; "rate:X",
-    the reciprocal of one; "term:X:p", A in A / X**p ("term:X:-p": in A * X**p; "term:X:p:Y:q": in A / (X**p Y**q));
-    "amount", a positive number. All but exponents and floors are fitted as logarithms where positive; exponents and
-    floors as they are, with a bound at zero. low, high: box of automatic starts of an exponent, denser near low, or
-    of an amount.
+    the reciprocal of one; "argument:X:k:Y:m", of the size of X**k Y**m; "term:X:p", A in A / X**p ("term:X:-p": in
+    A * X**p; "term:X:p:Y:q": in A / (X**p Y**q)); "term", the coefficient of any other summand; "amount", a number. All but
+    exponents and floors are fitted as logarithms where positive; exponents and floors as they are, with a bound at zero.
+    low, high: box of automatic starts of an exponent, denser near low, or of an amount. unit: what starts are multiples
+    of, but for a floor's and a term's; in c in exp(-x*c/1.6e-16) it is 1.6e-16.
     """
 
     positive: bool = True
     role: str = "exponent"
     low: float = 0.05
     high: float = 1.0
+    unit: float = 1.0
 
     @property
     def logarithmic(self) -> bool:
@@ -83,19 +88,26 @@ class Law:
         self.name, self.response = name or expression, response
         if response in names:
             raise ValueError(f"law {expression!r} holds its own response {response!r}; rename one of them.")
-        roles = _roles(expression, self.variables)
-        self.parameters: dict[str, Parameter] = {
-            n: parameters[n]
-            if parameters and n in parameters
-            else Parameter(positive=positive is None or n in positive, role=roles.get(n, "exponent"))
-            for n in unknown
-        }
+        self._unknown, self._positive, self._declared = (
+            unknown,
+            frozenset(unknown if positive is None else positive),
+            dict(parameters or {}),
+        )
         self._code = compile(parse_expression(expression), "<law>", "eval")
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """name -> its domain."""
+        inferred = {} if self._declared.keys() == set(self._unknown) else _infer(self.expression, self.variables)
+        return {
+            name: self._declared.get(name) or replace(inferred[name], positive=name in self._positive)
+            for name in self._unknown
+        }
 
     @property
     def names(self) -> list[str]:
         """The parameters, in the order of samples' columns."""
-        return list(self.parameters)
+        return list(self._unknown)
 
     def evaluate(self, params: Mapping[str, Any], **variables: Any) -> Any:
         """The law's value by numpy; parameters and variables broadcast."""
@@ -124,7 +136,158 @@ class Law:
         return hash((self.expression, self.variables))
 
 
-def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
+def _infer(expression: str, variables: tuple[str, ...]) -> dict[str, Parameter]:
+    """The domain of each parameter of an expression: its role, and its unit, which follows the constants beside it."""
+    tree = parse_expression(expression).body
+    roles, places = _roles(tree, variables), _places(tree, variables)
+    stripped = {n: "term" if r.startswith("term") else r for n, r in _roles(_stripped(tree), variables).items()}
+    found = {}
+    for name in names_of(expression):
+        if name in variables:
+            continue
+        place, unit = places.get(name, ("exponent", 1.0))
+        role = roles.get(name) or stripped.get(name) or place
+        low, high = (1e-3, 1e3) if role == "amount" else (Parameter.low, Parameter.high)
+        found[name] = Parameter(role=role, low=low, high=high, unit=unit)
+    return found
+
+
+class _Monomial:
+    """A product as its constant's logarithm, the powers of its names, and factors that are none of these, with theirs."""
+
+    def __init__(self, tree: ast.expr) -> None:
+        self.log_constant, self.powers = 0.0, dict[str, float]()
+        self.others: list[tuple[ast.expr, float]] = []
+        self._take(tree, 1.0)
+
+    def _take(self, tree: ast.expr, power: float) -> None:
+        value = _constant(tree)
+        if value is not None or isinstance(tree, ast.Constant):
+            self.log_constant += power * math.log(abs(value)) if value else 0.0
+        elif isinstance(tree, ast.Name):
+            self.powers[tree.id] = self.powers.get(tree.id, 0.0) + power
+        elif isinstance(tree, ast.UnaryOp):
+            self._take(tree.operand, power)
+        elif isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Mult | ast.Div):
+            self._take(tree.left, power)
+            self._take(tree.right, power if isinstance(tree.op, ast.Mult) else -power)
+        elif isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow) and (exponent := _constant(tree.right)):
+            self._take(tree.left, power * exponent)
+        else:
+            self.others.append((tree, power))
+
+
+_ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+
+
+def _constant(tree: ast.expr) -> float | None:
+    """The value of an expression without names; None of any other, and where it is not a finite number."""
+    if isinstance(tree, ast.Name):
+        return None
+    children = [node for node in ast.iter_child_nodes(tree) if isinstance(node, ast.expr)]
+    arguments = [_constant(node) for node in (children[1:] if isinstance(tree, ast.Call) else children)]
+    if None in arguments:
+        return None
+    try:
+        if isinstance(tree, ast.Constant):
+            value = float(tree.value)  # type: ignore[arg-type]
+        elif isinstance(tree, ast.UnaryOp):
+            value = -arguments[0] if isinstance(tree.op, ast.USub) else arguments[0]  # type: ignore[operator,assignment]
+        elif isinstance(tree, ast.Call):
+            with np.errstate(all="ignore"):
+                value = float(FUNCTIONS[tree.func.id](*arguments))  # type: ignore[attr-defined]
+        else:
+            value = float(_ARITHMETIC[type(tree.op)](*arguments))  # type: ignore[attr-defined]
+    except (ArithmeticError, TypeError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _stripped(tree: ast.expr) -> ast.expr:
+    """The expression without the constants that multiply or divide."""
+    if isinstance(tree, ast.BinOp):
+        left, right = _stripped(tree.left), _stripped(tree.right)
+        if isinstance(tree.op, ast.Mult) and _constant(left) is not None and _constant(right) is None:
+            return right
+        if isinstance(tree.op, ast.Mult | ast.Div) and _constant(right) is not None and _constant(left) is None:
+            return left
+        return ast.BinOp(left, tree.op, right)
+    if isinstance(tree, ast.UnaryOp):
+        return ast.UnaryOp(tree.op, _stripped(tree.operand))
+    if isinstance(tree, ast.Call):
+        return ast.Call(tree.func, [_stripped(argument) for argument in tree.args], [])
+    return tree
+
+
+_PLACES = ("exponent", "argument", "amount", "term", "floor")  # the first counts where a parameter has several
+
+
+def _places(tree: ast.expr, variables: tuple[str, ...]) -> dict[str, tuple[str, float]]:
+    """name -> role and unit by the product of which a parameter is a factor.
+
+    At the top it is a coefficient ("term"). Elsewhere its product is taken to be of order one, or of the order of what it is
+    added to: it is an "argument" of the variables in it, an "amount" without any; of a power without any, an exponent.
+    """
+    found: dict[str, tuple[str, float]] = {}
+
+    def data_in(product: _Monomial) -> dict[str, float]:
+        """The powers of variables; (X + c)**p counts as one of X."""
+        powers = {name: power for name, power in product.powers.items() if name in variables}
+        for other, power in product.others:
+            inside = {node.id for node in ast.walk(other) if isinstance(node, ast.Name) and node.id in variables}
+            if len(inside) == 1 and isinstance(other, ast.BinOp) and not isinstance(other.op, ast.Pow):
+                name = inside.pop()
+                powers[name] = powers.get(name, 0.0) + power
+        return powers
+
+    def place(product: _Monomial, name: str, beside: _Monomial | None, where: str) -> tuple[str, float]:
+        if where == "top":
+            return ("floor" if len(product.powers) == 1 and not product.others else "term"), 1.0
+        data, log_unit, power = data_in(product), -product.log_constant, product.powers[name]
+        if beside is not None and beside is not product:
+            log_unit += beside.log_constant
+            for variable, of in data_in(beside).items():
+                data[variable] = data.get(variable, 0.0) - of
+        arguments = [f"{variable}:{-of / power:g}" for variable, of in data.items() if of]
+        unit = float(f"{math.exp(min(max(log_unit / power, -690.0), 690.0)):.12g}")
+        return ":".join(["argument", *arguments]) if arguments else where, unit
+
+    def visit(tree: ast.expr, where: str) -> None:
+        products = [_Monomial(summand) for summand in _summands(tree)]
+        beside = next((p for p in products if data_in(p) and not set(p.powers) - set(variables)), None)
+        for product in products:
+            for name in (name for name, power in product.powers.items() if power and name not in variables):
+                at = place(product, name, beside, where)
+                rank = [_PLACES.index(role.split(":")[0]) for role, _ in (at, found.get(name, ("floor", 1.0)))]
+                if name not in found or rank[0] < rank[1]:
+                    found[name] = at
+            for other, _ in product.others:
+                if isinstance(other, ast.Call):
+                    for argument in other.args:
+                        visit(argument, "amount")
+                elif isinstance(other, ast.BinOp) and isinstance(other.op, ast.Pow):
+                    visit(other.left, "amount")
+                    visit(other.right, "exponent")
+                else:
+                    visit(other, "amount" if where == "top" else where)
+
+    visit(tree, "top")
+    return found
+
+
+def _summands(tree: ast.expr) -> list[ast.expr]:
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub):
+        return [*_summands(tree.left), *_summands(tree.right)]
+    return _summands(tree.operand) if isinstance(tree, ast.UnaryOp) else [tree]
+
+
+def _roles(tree: ast.expr, variables: tuple[str, ...]) -> dict[str, str]:
     """What each parameter of an expression does, as far as its place tells.
 
     A summand alone is a floor of the loss; c in c / X**p, c * X**p is the coefficient of a term; c in (c/X)**p, (X/c)**p is a
@@ -178,10 +341,12 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
                         if divides and coefficient is tree.right:
                             continue
                         falls = divides != exponent.startswith("-")
-                        term = f"term:{variable}:{'' if falls else '-'}{exponent.lstrip('-')}"
-                        roles.setdefault(
-                            coefficient.id, term if exponent else f"scale:{variable}" if divides else "floor"
-                        )
+                        if exponent:
+                            roles.setdefault(
+                                coefficient.id, f"term:{variable}:{'' if falls else '-'}{exponent.lstrip('-')}"
+                            )
+                        elif divides:
+                            roles.setdefault(coefficient.id, f"scale:{variable}")
             inner = top and isinstance(tree.op, ast.Add | ast.Sub)
             visit(tree.left, inner, called)
             visit(tree.right, inner, called)
@@ -193,7 +358,7 @@ def _roles(expression: str, variables: tuple[str, ...]) -> dict[str, str]:
             for argument in tree.args:
                 visit(argument, False, True)
 
-    visit(parse_expression(expression).body, True)
+    visit(tree, True)
     return roles
 
 

@@ -22,6 +22,7 @@ from pyscaling.fitting.bootstrap import (
     student_t,
 )
 from pyscaling.fitting.covariance import covariance
+from pyscaling.fitting.domain import check_domain
 from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
 from pyscaling.fitting.groups import GroupedLaw, group_runs
 from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
@@ -118,12 +119,15 @@ def fit(
         theta = automatic_starts(problem, count)
     else:
         theta = given_starts(problem, starts)
+    check_domain(problem, theta, table)
     solved = problem.solve(theta)
     value = np.where(np.isfinite(solved["value"]) & (solved["status"] != 3), solved["value"], np.inf)
     best = int(np.argmin(value))
     if not np.isfinite(value[best]):
+        check_domain(problem, theta, table, always=True)
         raise ValueError(
-            f"no start of {len(theta)} gave a finite loss for {chosen.name}; check the units of N, D and loss, or give `starts`."
+            f"no start of {len(theta)} gave a finite {_own_name(chosen, table)} for {chosen.name}; check the units of "
+            f"{_columns_of(chosen, table)}, or give `starts`."
         )
     # Of the starts that share the minimum, the one that solved it most exactly.
     tied_best = np.flatnonzero(value <= value[best] * (1 + 1e-12))
@@ -132,7 +136,8 @@ def fit(
     if not (np.abs(losses - problem.y).max() < _STEEPEST and np.abs(derivatives).max() < _STEEPEST):
         raise ValueError(
             f"{chosen.name} or its derivatives overflow at the best point found, "
-            f"{_listed(problem, solved['theta'][best])}; check the units of N, D and loss, or give `bounds`."
+            f"{_listed(problem, solved['theta'][best])}; check the units of {_columns_of(chosen, table)}, or "
+            "give `bounds`."
         )
     with np.errstate(all="ignore"):
         evidence = gather(problem, theta, solved, best)
@@ -141,7 +146,8 @@ def fit(
         warnings.warn(f"fit of {chosen.name}: {'; '.join(evidence.concerns)}.", stacklevel=2)
     if not np.isfinite(result.r2):
         warnings.warn(
-            f"R^2 of {chosen.name} is not defined: the losses do not vary, or the fit misses them by far.", stacklevel=2
+            f"R^2 of {chosen.name} is not defined: {_own_name(chosen, table)} does not vary, or the fit misses it by far.",
+            stacklevel=2,
         )
     return result
 
@@ -289,12 +295,7 @@ class Fit(Result):
         matrix = covariance(self, cluster, robust)
         if units == "theta":
             return matrix
-        slope = np.array(
-            [
-                p if d.logarithmic else 1.0
-                for p, d in zip(self.params.values(), self.law.parameters.values(), strict=True)
-            ]
-        )
+        slope = self.problem.slopes(self.theta)
         return matrix * np.outer(slope, slope)
 
     def standard_errors(self, cluster: Any = None, robust: bool = True) -> dict[str, float]:
@@ -420,7 +421,8 @@ class Fit(Result):
         lines = [
             f"{self.law.name}: {self.verdict}",
             f"  {self.formula}",
-            f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} loss, objective "
+            f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} "
+            f"{_own_name(self.law, self.runs)}, objective "
             f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
             f"  {'parameter':>10} {'value':>12}   {100 * level:g}% interval ({len(boot):,} resamples)",
         ]
@@ -606,6 +608,17 @@ def _tie(law: Law, tied: Sequence[Sequence[str]] | None) -> Law:
         parameters=kept,
         response=law.response,
     )
+
+
+def _own_name(law: Law, runs: Runs) -> str:
+    """What the response is called in the table that was read."""
+    return runs.renamed.get(law.response, law.response)
+
+
+def _columns_of(law: Law, runs: Runs) -> str:
+    """The law's variables and its response, as words."""
+    names = [runs.renamed.get(name, name) for name in law.variables if name not in law.indicators.values()]
+    return f"{', '.join(names)} and {_own_name(law, runs)}"
 
 
 def _listed(problem: Problem, theta: np.ndarray) -> str:

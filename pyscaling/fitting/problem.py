@@ -15,7 +15,7 @@ import numpy as np
 
 from pyscaling._core import fit_batch, jacobian
 from pyscaling.fitting.tape import CompiledLaw, compile_law
-from pyscaling.laws import USUAL_VARIABLES, Law
+from pyscaling.laws import USUAL_VARIABLES, Law, Parameter
 from pyscaling.tables import Runs
 
 Objective = Literal["huber", "lad", "gaussian"]
@@ -41,11 +41,13 @@ class Problem:
     delta: float
     residual: Residual
     threads: int
+    units: tuple[float, ...]  # of theta, [P], powers of two: what is not a logarithm is of order one there
     known_noise: bool = False  # weights are 1 / noise^2, and residuals are not asked how large it is
 
     @cached_property
     def compiled(self) -> CompiledLaw:
-        return compile_law(self.law, self.residual == "log")
+        signed = frozenset(name for name, x in self.variables.items() if x.min() < 0)
+        return compile_law(self.law, self.residual == "log", self.units, signed)
 
     @cached_property
     def columns(self) -> np.ndarray:
@@ -117,8 +119,8 @@ class Problem:
     def to_theta(self, params: Mapping[str, Any]) -> np.ndarray:
         return np.stack(
             [
-                np.log(params[name]) if domain.logarithmic else np.asarray(params[name], dtype=float)
-                for name, domain in self.law.parameters.items()
+                np.log(params[name]) if domain.logarithmic else np.asarray(params[name], dtype=float) / unit
+                for (name, domain), unit in zip(self.law.parameters.items(), self.units, strict=True)
             ],
             axis=-1,
         )
@@ -127,7 +129,12 @@ class Problem:
         """theta [..., P] -> parameters in their own units [..., P]."""
         logarithmic = [domain.logarithmic for domain in self.law.parameters.values()]
         with np.errstate(over="ignore"):  # a term that vanished may have any coefficient
-            return np.where(logarithmic, np.exp(np.where(logarithmic, theta, 0.0)), theta)
+            return np.where(logarithmic, np.exp(np.where(logarithmic, theta, 0.0)), theta * np.array(self.units))
+
+    def slopes(self, theta: np.ndarray) -> np.ndarray:
+        """d params / d theta [P]."""
+        logarithmic = [domain.logarithmic for domain in self.law.parameters.values()]
+        return np.where(logarithmic, self.to_params(theta), self.units)
 
 
 def make_problem(
@@ -162,9 +169,11 @@ def make_problem(
     response = _response(runs, law.response, residual)
     if residual == "raw" and not (np.abs(response) < 1e100).all():
         raise ValueError(
-            f'{law.response} of {np.abs(response).max():g} is too large to square; rescale it or take residual="log".'
+            f"{runs.renamed.get(law.response, law.response)} of {np.abs(response).max():g} is too large to square; rescale it "
+            'or take residual="log".'
         )
-    lower, upper = _bounds(law, dict(bounds or {}), dict(fixed or {}))
+    units = _units(law, variables, response)
+    lower, upper = _bounds(law, units, dict(bounds or {}), dict(fixed or {}))
     n_free = int(np.sum(lower < upper))
     weight = _weights(weights, runs) if noise is None else _precision(noise, weights, objective, runs)
     if (n_runs := np.count_nonzero(weight)) <= n_free:
@@ -184,6 +193,7 @@ def make_problem(
         delta=float(delta),
         residual=residual,  # type: ignore[arg-type]
         threads=threads if threads is not None else os.cpu_count() or 1,
+        units=units,
         known_noise=noise is not None,
     )
 
@@ -193,6 +203,7 @@ def _response(runs: Runs, name: str, residual: str) -> np.ndarray:
     bad = ~np.isfinite(column) | ((column <= 0) if residual == "log" else False)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
+        name = runs.renamed.get(name, name)
         remedy = 'residual="raw" takes any sign' if residual == "log" else "drop the row"
         raise ValueError(
             f"{name} must be finite{' and positive' if residual == 'log' else ''}; row {row + 1} of {runs.source} has "
@@ -201,8 +212,21 @@ def _response(runs: Runs, name: str, residual: str) -> np.ndarray:
     return column
 
 
+def _units(law: Law, variables: Mapping[str, np.ndarray], response: np.ndarray) -> tuple[float, ...]:
+    """Of what is not a logarithm: the power of two nearest its starts, unless those are of order one as they are."""
+    plain = [
+        domain.logarithmic or (domain.role == "exponent" and domain.unit == 1) for domain in law.parameters.values()
+    ]
+    if all(plain):
+        return (1.0,) * len(plain)
+    size = np.exp(np.median(np.log(np.maximum(np.abs(starts_of(law, variables, response, 32)), 1e-300)), axis=0))
+    return tuple(
+        1.0 if p or 1e-3 < s < 1e3 else 2.0 ** round(math.log2(s)) for p, s in zip(plain, size.tolist(), strict=True)
+    )
+
+
 def _bounds(
-    law: Law, bounds: Mapping[str, tuple[float, float]], fixed: Mapping[str, float]
+    law: Law, units: Sequence[float], bounds: Mapping[str, tuple[float, float]], fixed: Mapping[str, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     for argument, given in (("bounds", bounds), ("fixed", fixed)):
         for name in given:
@@ -211,7 +235,7 @@ def _bounds(
                     f"{argument} names {name!r}, not a parameter of {law.name}; those are {', '.join(law.names)}."
                 )
     lower, upper = [], []
-    for name, domain in law.parameters.items():
+    for (name, domain), unit in zip(law.parameters.items(), units, strict=True):
         low, high = (fixed[name], fixed[name]) if name in fixed else bounds.get(name, (-math.inf, math.inf))
         if name in fixed and not math.isfinite(low):
             raise ValueError(f"fixed value of {name} must be finite, got {low:g}.")
@@ -227,6 +251,8 @@ def _bounds(
         if domain.logarithmic:
             high = math.log(high) if high < math.inf else LARGEST_LOG
             low = math.log(low) if low > 0 else min(LEAST_LOG, high)
+        else:
+            low, high = low / unit, high / unit
         lower.append(low)
         upper.append(high)
     return np.array(lower), np.array(upper)
@@ -265,50 +291,107 @@ def _precision(noise: Any, weights: Any, objective: str, runs: Runs) -> np.ndarr
 
 
 def automatic_starts(problem: Problem, count: int) -> np.ndarray:
-    """Space-filling starts [count, P] in the law's box.
+    """Space-filling starts [count, P] in the law's box, as theta."""
+    response = np.exp(problem.y) if problem.residual == "log" else problem.y
+    starts = starts_of(problem.law, problem.variables, response, count)
+    with np.errstate(divide="ignore"):
+        theta = problem.to_theta(dict(zip(problem.law.names, starts.T, strict=True)))
+    return np.clip(theta, problem.lower, problem.upper)
 
-    Exponents and amounts fill their box; a floor is a share of the lowest loss, a ceiling up to thrice the highest; a
-    coefficient is what gives its term a share of the loss at the middle of the data; a scale lies anywhere from the data
-    to a dozen decades beyond, a break among the data, a rate among their reciprocals.
+
+def starts_of(law: Law, variables: Mapping[str, np.ndarray], response: np.ndarray, count: int) -> np.ndarray:
+    """Starts [count, P] in the parameters' own units, by their roles (see laws.Parameter).
+
+    Exponents and amounts fill their box; a floor is a share of the lowest response, a ceiling up to thrice the highest; a
+    coefficient is what gives its term a share of the response at the middle of the data; a scale lies anywhere from the data
+    to a dozen decades beyond, a break among the data, a rate among their reciprocals, an argument about what is of its size.
     """
-    law, loss = problem.law, np.exp(problem.y) if problem.residual == "log" else np.abs(problem.y)
-    loss = np.maximum(loss, 1e-12 * loss.max() or 1.0)  # a response of either sign, or zero
+    size = np.abs(response)
+    size = np.maximum(size, 1e-12 * size.max() or 1.0)  # a response of either sign, or zero
+    signed = [
+        k for k, d in enumerate(law.parameters.values()) if not d.positive and d.role not in ("exponent", "amount")
+    ]
     unit = _low_discrepancy(count, len(law.parameters))
     flags = law.indicators.values()
-    data = {
-        name: x[x > 0] if (x > 0).any() else np.ones(1) for name, x in problem.variables.items() if name not in flags
-    }
-    middle = {name: float(np.exp(np.mean(np.log(x)))) for name, x in data.items()}
+    data = {name: x[x > 0] if (x > 0).any() else np.ones(1) for name, x in variables.items() if name not in flags}
+    middle = {name: float(np.mean(np.log(x))) for name, x in data.items()}
     exponents = {
-        name: domain.low + (domain.high - domain.low) * unit[:, j] ** 2
+        name: (domain.low + (domain.high - domain.low) * unit[:, j] ** 2) * domain.unit
         for j, (name, domain) in enumerate(law.parameters.items())
         if domain.role == "exponent"
     }
-    starts = np.empty((count, len(law.parameters)))
-    for j, (name, domain) in enumerate(law.parameters.items()):
+    log_starts = np.empty((count, len(law.parameters)))
+    coefficients = []
+    for j, domain in enumerate(law.parameters.values()):
         u = unit[:, j]
         kind, *where = domain.role.split(":")
+        share = np.log(np.median(size)) + np.log(0.02) * (1 - u)
         if kind == "exponent":
-            starts[:, j] = exponents[name]
             continue
         if kind == "floor":
-            log_value = np.log(loss.min()) + np.log(0.02) * (1 - u) ** 2 - 0.02
+            log_value = np.log(size.min()) + np.log(0.02) * (1 - u) ** 2 - 0.02
         elif kind == "ceiling":
-            log_value = np.log(loss.max()) + 0.02 + np.log(3) * u**2
-        elif kind == "amount":
-            log_value = np.log(domain.low) + np.log(domain.high / domain.low) * u
-        elif kind in ("break", "rate"):
-            edge = np.log([data[where[0]].min(), data[where[0]].max()])
-            log_value = (edge[0] + (edge[1] - edge[0]) * u) * (-1 if kind == "rate" else 1)
+            log_value = np.log(size.max()) + 0.02 + np.log(3) * u**2
         elif kind == "term":
-            log_value = np.log(np.median(loss)) + np.log(0.02) * (1 - u)
+            log_value = share
             for variable, power in zip(where[::2], where[1::2], strict=True):
                 exponent = exponents.get(power.lstrip("-"), np.full(count, 0.3))
-                log_value += (-1 if power.startswith("-") else 1) * exponent * np.log(middle[variable])
+                log_value = log_value + (-1 if power.startswith("-") else 1) * exponent * middle[variable]
+            if not where:
+                coefficients.append(j)
         else:
-            log_value = np.log(middle[where[0]]) + 12 * np.log(10) * u
-        starts[:, j] = log_value if domain.logarithmic else np.exp(np.minimum(log_value, LARGEST_LOG))
-    return np.clip(starts, problem.lower, problem.upper)
+            log_value = np.log(domain.unit) + _log_value(kind, where, domain, data, middle, u)
+        log_starts[:, j] = log_value
+    starts = np.exp(np.clip(log_starts, -LARGEST_LOG, LARGEST_LOG))
+    for j, name in enumerate(law.names):
+        if name in exponents:
+            starts[:, j] = exponents[name]
+    signs = np.where(_low_discrepancy(count, len(signed) or 1)[:, : len(signed)] < 0.5, 1.0, -1.0)
+    starts[:, signed] *= signs
+    if coefficients:
+        _set_coefficients(law, variables, starts, coefficients)
+    return starts
+
+
+def _log_value(
+    kind: str,
+    where: Sequence[str],
+    domain: Parameter,
+    data: Mapping[str, np.ndarray],
+    middle: Mapping[str, float],
+    u: Any,
+) -> Any:
+    """The logarithm of starts in the unit of the parameter, u in [0, 1)."""
+    if kind == "amount":
+        return np.log(domain.low) + np.log(domain.high / domain.low) * u
+    if kind in ("break", "rate"):
+        edge = np.log([data[where[0]].min(), data[where[0]].max()])
+        return (edge[0] + (edge[1] - edge[0]) * u) * (-1 if kind == "rate" else 1)
+    if kind == "argument":
+        centre = sum(float(power) * middle[name] for name, power in zip(where[::2], where[1::2], strict=True))
+        return centre + np.log(10) * (3.5 * u - 1.5)
+    return middle[where[0]] + 12 * np.log(10) * u
+
+
+def _set_coefficients(
+    law: Law, variables: Mapping[str, np.ndarray], starts: np.ndarray, coefficients: Sequence[int]
+) -> None:
+    """Divides coefficients, given as the size of their terms, by what they are coefficients of."""
+    compiled = compile_law(law, False)
+    some = np.linspace(0, len(next(iter(variables.values()))) - 1, 64).astype(int)
+    columns = compiled.columns({name: x[some] for name, x in variables.items()})
+    domains = list(law.parameters.values())
+    logarithmic = np.array([domain.logarithmic for domain in domains])
+    with np.errstate(all="ignore"):
+        for start in starts:
+            theta = np.where(logarithmic, np.log(np.abs(start)), start)
+            theta[coefficients] = np.where(logarithmic[coefficients], 0.0, 1.0)
+            for j in coefficients:
+                slope = np.abs(jacobian(compiled.tape, columns, theta)[1][j])
+                slope = slope[np.isfinite(slope) & (slope > 0)]
+                if len(slope):
+                    start[j] /= np.exp(np.mean(np.log(slope)))
+                start[j] = np.sign(start[j]) * np.clip(np.abs(start[j]), 1e-300, 1e300)
 
 
 def given_starts(problem: Problem, starts: Any) -> np.ndarray:

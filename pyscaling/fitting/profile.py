@@ -45,7 +45,7 @@ class Profile(Result):
         domain = self.fit.law.parameters[self.name]
         j = self.fit.law.names.index(self.name)
         lower, upper = float(self.fit.problem.lower[j]), float(self.fit.problem.upper[j])
-        edges = [lower, upper]
+        edges = [lower * self.fit.problem.units[j], upper * self.fit.problem.units[j]]
         if domain.logarithmic:
             edges = [np.exp(lower) if lower > LEAST_LOG else 0.0, np.exp(upper) if upper < LARGEST_LOG else np.inf]
         scale = np.log if domain.logarithmic else np.asarray

@@ -34,20 +34,24 @@ class CompiledLaw:
 
 
 @lru_cache(maxsize=64)
-def compile_law(law: Law, log_value: bool) -> CompiledLaw:
-    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms.
+def compile_law(
+    law: Law, log_value: bool, units: tuple[float, ...] = (), signed: frozenset[str] = frozenset()
+) -> CompiledLaw:
+    """The tape of a law, or of its logarithm. Parameters are internal: see `Parameter` for which are logarithms; the others
+    are multiples of units [P], if given. signed: variables that are negative somewhere.
 
     A logarithm that does not simplify is left to the core's link, which spares its derivatives.
     Raises ValueError for a law nested too deep to differentiate.
     """
     try:
-        return _compile(law, log_value)
+        return _compile(law, log_value, units, signed)
     except RecursionError:
         raise ValueError(f"law {law.name[:40]!r}... is nested too deep to differentiate; write it flatter.") from None
 
 
-def _compile(law: Law, log_value: bool) -> CompiledLaw:
-    graph = Graph({name: p.logarithmic for name, p in law.parameters.items()}, law.variables)
+def _compile(law: Law, log_value: bool, units: tuple[float, ...], signed: frozenset[str]) -> CompiledLaw:
+    logarithmic = {name: p.logarithmic for name, p in law.parameters.items()}
+    graph = Graph(logarithmic, law.variables, dict(zip(logarithmic, units, strict=False)), signed)
     value = graph.parse(law.expression)
     log_link = log_value and graph.log(value).op == "log"
     if log_value and not log_link:
@@ -209,6 +213,18 @@ def _allocate(code: list[tuple[str, ...]], kept_until: dict[str, int]) -> tuple[
     return physical, count
 
 
+# Stands for the infinite logarithm and reciprocal of zero, so that 0**p and its derivatives, 0 log 0, come out as zero.
+INFINITE = 1e100
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.where(x == 0, -INFINITE, np.log(x))
+
+
+def _reciprocal(x: np.ndarray) -> np.ndarray:
+    return np.where(x == 0, INFINITE, np.reciprocal(x))
+
+
 def _evaluate(
     node: Node, variables: Mapping[str, np.ndarray], cache: dict[int, np.ndarray | float]
 ) -> np.ndarray | float:
@@ -225,8 +241,8 @@ def _evaluate(
             "sub": np.subtract,
             "mul": np.multiply,
             "exp": np.exp,
-            "log": np.log,
-            "recip": np.reciprocal,
+            "log": _log,
+            "recip": _reciprocal,
             "max": np.maximum,
             "less": np.less,
         }

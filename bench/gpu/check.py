@@ -91,10 +91,11 @@ def exactly() -> Iterator[None]:
     """Within it plain PyTorch in float64 is exact: angles of the rotation, too, and rms_norm's eps float32's, as in kernels."""
     rms, eps = F.rms_norm, 2.0**-23
 
-    def rotary(x: Tensor, base: float) -> Tensor:
+    def rotary(x: Tensor, base: float, back: bool = False, first: int = 0) -> Tensor:
         half = x.shape[-1] // 2
         frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
-        angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float64)[:, None] * frequency
+        position = torch.arange(first, first + x.shape[-2], device=x.device, dtype=torch.float64)
+        angle = position[:, None] * frequency
         a, b = x[..., :half], x[..., half : 2 * half]
         turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
         return torch.cat((*turned, x[..., 2 * half :]), -1)

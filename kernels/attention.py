@@ -19,6 +19,11 @@ Rotary embedding turns pairs (x_i, x_{i + half}): q and k are held as two parts,
 product is the sum of the parts' products; the turning is then elementwise. Sines come from a polynomial in float32: a table
 of T_k x head_dim would double what a program reads of k.
 
+Keys stand at positions 0 to T_k - 1, query i at i + offset: in the mask, in the rotation and in the bounds of every loop.
+offset is T_k - T_q for queries that follow on a cache of keys, else 0; a number at run time, of which no compiled variant
+hangs. A program walks along all the keys that its queries see, and nothing splits them: a step of decoding (T_q = 1) has as
+many programs as there are heads.
+
 Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
 """
 

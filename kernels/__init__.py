@@ -8,7 +8,8 @@ Nothing is imported before it is asked for: `reference` needs no Triton.
 None of it has run on hardware yet. Gradients are for torch.autograd and torch.compile, once: forward
 mode raises, torch.func.grad does not take them, and there is no gradient of a gradient.
 Under torch.autocast nothing is cast: inputs must share a dtype, so cast the weights yourself. Attention takes as many key
-and value heads as query heads; grouped-query attention repeats them first.
+and value heads as query heads; grouped-query attention repeats them first. causal=True is torch's top-left rule where
+lengths differ; queries after a cache of keys take causal="bottom_right".
 """
 
 import importlib

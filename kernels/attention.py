@@ -19,18 +19,23 @@ Rotary embedding turns pairs (x_i, x_{i + half}): q and k are held as two parts,
 product is the sum of the parts' products; the turning is then elementwise. Sines come from a polynomial in float32: a table
 of T_k x head_dim would double what a program reads of k.
 
+Keys stand at positions 0 to T_k - 1, query i at i + offset: in the mask, in the rotation and in the bounds of every loop.
+offset is T_k - T_q for queries that follow on a cache of keys, else 0; a number at run time, of which no compiled variant
+hangs. A program walks along all the keys that its queries see, and nothing splits them: a step of decoding (T_q = 1) has as
+many programs as there are heads.
+
 Not run on hardware: bfloat16 is checked by compilation and, cast up, in the interpreter.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyscaling.kernels import eager
+from pyscaling.kernels import eager, reference
 from pyscaling.kernels.launch import (
     cdiv,
     check,
@@ -157,12 +162,12 @@ def _sine_and_cosine(angle):
 
 @triton.jit
 def _turned(
-    x, y, first_row, rope_step, HALF: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, BACK: tl.constexpr
+    x, y, first_position, rope_step, HALF: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, BACK: tl.constexpr
 ):  # fmt: skip
     """Rotates pairs (x, y) [ROWS, PART] by position * base^(-i / HALF), or back; the last of an odd number of columns stays."""
     o_pair = tl.arange(0, PART)
     frequency = tl.where(o_pair < HALF, tl.exp2(o_pair.to(tl.float32) * -rope_step), 0.0)  # [PART]
-    position = first_row + tl.arange(0, ROWS)
+    position = first_position + tl.arange(0, ROWS)
     if BACK:  # negated here, not in the sum below: else the compiler keeps the sines of the way there, and spills them
         position = -position
     sine, cosine = _sine_and_cosine(position.to(tl.float32)[:, None] * frequency[None, :])
@@ -171,11 +176,14 @@ def _turned(
 
 @triton.jit
 def _load_inside(
-    pointer, first_row, row_stride, n_row, rope_step, epsilon,
+    pointer, first_row, offset, row_stride, n_row, rope_step, epsilon,
     ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Rows of q or k as the scores take them, in two parts [ROWS, PART]; without ROPE the first part is all."""
+    """Rows of q or k as the scores take them, in two parts [ROWS, PART]; without ROPE the first part is all.
+
+    Row i stands at position i + offset.
+    """
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = HALF if ROPE else HEAD_DIM
     a = _load(pointer, first_row, row_stride, n_row, 0, WIDTH, ROWS, PART, MASKED)
@@ -191,7 +199,7 @@ def _load_inside(
             x *= inverse[:, None]
             y *= inverse[:, None]
         if ROPE:
-            x, y = _turned(x, y, first_row, rope_step, HALF, ROWS, PART, False)
+            x, y = _turned(x, y, first_row + offset, rope_step, HALF, ROWS, PART, False)
         a = x.to(a.dtype)
         b = y.to(b.dtype)
     return a, b
@@ -199,14 +207,14 @@ def _load_inside(
 
 @triton.jit
 def _store_inside(
-    grad_pointer, grad_a, grad_b, grad_stride, pointer, row_stride, first_row, n_row, rope_step, epsilon,
+    grad_pointer, grad_a, grad_b, grad_stride, pointer, row_stride, first_row, offset, n_row, rope_step, epsilon,
     ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Pulls gradients of what `_load_inside` gave back through rotation and norm, and stores them."""
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = HALF if ROPE else HEAD_DIM
     if ROPE:
-        grad_a, grad_b = _turned(grad_a, grad_b, first_row, rope_step, HALF, ROWS, PART, True)
+        grad_a, grad_b = _turned(grad_a, grad_b, first_row + offset, rope_step, HALF, ROWS, PART, True)
     if NORM:
         # y = x r, r = (mean x^2 + eps)^(-1/2): dx = r (dy - y mean(dy y))
         x = _load(pointer, first_row, row_stride, n_row, 0, WIDTH, ROWS, PART, True).to(tl.float32)
@@ -242,17 +250,17 @@ def _program(n_block, n_group):
 
 @triton.jit
 def _attend(
-    total, maximum, weight, q_a, q_b, k_pointer, v_pointer, k_time, v_time, first_query, first, last, n_key,
+    total, maximum, weight, q_a, q_b, k_pointer, v_pointer, k_time, v_time, first_position, first, last, n_key,
     log2_scale, rope_step, epsilon, CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
     """Takes keys first to last into the running sums of a block of queries. MASKED: some are hidden or beyond n_key."""
-    o_query = first_query + tl.arange(0, BLOCK)
+    o_position = first_position + tl.arange(0, BLOCK)
     o_key = tl.arange(0, STEP)
     for start in range(first, last, STEP):
         k_a, k_b = _load_inside(
-            k_pointer, start, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, MASKED
+            k_pointer, start, 0, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, MASKED
         )  # [STEP, PART]
         score = dot(q_a, tl.trans(k_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         if ROPE:
@@ -260,7 +268,7 @@ def _attend(
         if MASKED:
             visible = (start + o_key < n_key)[None, :]
             if CAUSAL:
-                visible &= (start + o_key)[None, :] <= o_query[:, None]
+                visible &= (start + o_key)[None, :] <= o_position[:, None]
             score = tl.where(visible, score, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(score, 1) * log2_scale)  # scale is positive
         p = tl.exp2(score * log2_scale - new_maximum[:, None])  # [BLOCK, STEP]
@@ -272,10 +280,10 @@ def _attend(
     return total, maximum, weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["offset"])  # any length of a cache runs the same code
 def attention_forward_kernel(
     q, k, v, out, lse, q_batch, q_head, q_time, k_batch, k_head, k_time, v_batch, v_head, v_time,
-    n_head, n_query, n_key, n_group, scale, rope_step, epsilon,
+    n_head, n_query, n_key, offset, n_group, scale, rope_step, epsilon,
     CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
     FAR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -296,23 +304,24 @@ def attention_forward_kernel(
     epsilon = tl.cast(epsilon, tl.float32)
 
     q_a, q_b = _load_inside(
-        q, first_query, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
+        q, first_query, offset, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
     )  # [BLOCK, PART]
     total = tl.full([BLOCK, WIDE], 0.0, tl.float32)
     maximum = tl.full([BLOCK], -3.4e38, tl.float32)  # finite, so that a row without a visible key would not make NaN
     weight = tl.full([BLOCK], 0.0, tl.float32)
     last = n_key
     n_full = n_key
+    first_position = first_query + offset
     if CAUSAL:
-        last = tl.minimum(n_key, first_query + BLOCK)
-        n_full = tl.minimum(n_key, first_query + 1)
+        last = tl.minimum(n_key, first_position + BLOCK)
+        n_full = tl.minimum(n_key, first_position + 1)
     n_full = n_full // STEP * STEP
     total, maximum, weight = _attend(
-        total, maximum, weight, q_a, q_b, k, v, k_time, v_time, first_query, 0, n_full, n_key,
+        total, maximum, weight, q_a, q_b, k, v, k_time, v_time, first_position, 0, n_full, n_key,
         log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
     )  # fmt: skip
     total, maximum, weight = _attend(
-        total, maximum, weight, q_a, q_b, k, v, k_time, v_time, first_query, n_full, last, n_key,
+        total, maximum, weight, q_a, q_b, k, v, k_time, v_time, first_position, n_full, last, n_key,
         log2_scale, rope_step, epsilon, CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
     )  # fmt: skip
     _store(out, total / weight[:, None], first_query, out_time, n_query, 0, HEAD_DIM, BLOCK, WIDE)
@@ -355,17 +364,20 @@ def _load_rows(
 @triton.jit
 def _gather_from_queries(
     grad_k_a, grad_k_b, grad_v, k_a, k_b, b_v, q, grad_out, lse, delta, q_time, grad_out_time,
-    first_key, first, last, n_query, log2_scale, rope_step, epsilon,
+    first_seeing, first, last, n_query, offset, log2_scale, rope_step, epsilon,
     ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
-    """Sums dk / scale and dv of a block of keys over queries first to last. MASKED: some see only some of the keys."""
-    o_key = first_key + tl.arange(0, BLOCK)
+    """Sums dk / scale and dv of a block of keys over queries first to last. MASKED: some see only some of the keys.
+
+    first_seeing: the query, perhaps below 0, whose position is the first key's.
+    """
+    o_seeing = first_seeing + tl.arange(0, BLOCK)
     o_query = tl.arange(0, STEP)
     for start in range(first, last, STEP):
         q_a, q_b = _load_inside(
-            q, start, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, True
+            q, start, offset, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, True
         )  # [STEP, PART]
         score = dot(k_a, tl.trans(q_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)  # S^T
         if ROPE:
@@ -373,7 +385,7 @@ def _gather_from_queries(
         b_grad, b_lse, b_delta = _load_rows(grad_out, lse, delta, start, grad_out_time, n_query, HEAD_DIM, STEP, WIDE)
         p = tl.exp2(score * log2_scale - b_lse[None, :])  # [BLOCK, STEP]
         if MASKED:
-            p = tl.where(o_key[:, None] <= (start + o_query)[None, :], p, 0.0)
+            p = tl.where(o_seeing[:, None] <= (start + o_query)[None, :], p, 0.0)
         grad_v = dot(p.to(b_grad.dtype), b_grad, grad_v, DOT)
         grad_p = dot(b_v, tl.trans(b_grad), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         grad_score = (p * (grad_p - b_delta[None, :])).to(q_a.dtype)
@@ -385,17 +397,17 @@ def _gather_from_queries(
 
 @triton.jit
 def _gather_from_keys(
-    grad_q_a, grad_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time, first_query, first, last, n_key,
+    grad_q_a, grad_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time, first_position, first, last, n_key,
     log2_scale, rope_step, epsilon, CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
     """Sums dq / scale of a block of queries over keys first to last. MASKED: some are hidden or beyond n_key."""
-    o_query = first_query + tl.arange(0, BLOCK)
+    o_position = first_position + tl.arange(0, BLOCK)
     o_key = tl.arange(0, STEP)
     for start in range(first, last, STEP):
         k_a, k_b = _load_inside(
-            k, start, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, MASKED
+            k, start, 0, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, STEP, PART, MASKED
         )  # [STEP, PART]
         score = dot(q_a, tl.trans(k_a), tl.full([BLOCK, STEP], 0.0, tl.float32), DOT)
         if ROPE:
@@ -406,7 +418,7 @@ def _gather_from_keys(
         if MASKED:
             visible = (start + o_key < n_key)[None, :]
             if CAUSAL:
-                visible &= (start + o_key)[None, :] <= o_query[:, None]
+                visible &= (start + o_key)[None, :] <= o_position[:, None]
             p = tl.where(visible, p, 0.0)
         grad_score = (p * (grad_p - b_delta[:, None])).to(k_a.dtype)
         grad_q_a = dot(grad_score, k_a, grad_q_a, DOT)
@@ -415,12 +427,12 @@ def _gather_from_keys(
     return grad_q_a, grad_q_b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["offset"])  # any length of a cache runs the same code
 def attention_backward_kernel(
     grad_out, q, k, v, lse, delta, grad_q, grad_k, grad_v,
     grad_out_batch, grad_out_head, grad_out_time, q_batch, q_head, q_time, k_batch, k_head, k_time,
     v_batch, v_head, v_time, grad_q_batch, grad_q_head, grad_q_time, grad_k_batch, grad_k_head, grad_k_time,
-    grad_v_batch, grad_v_head, grad_v_time, n_head, n_query, n_key, n_group, scale, rope_step, epsilon,
+    grad_v_batch, grad_v_head, grad_v_time, n_head, n_query, n_key, offset, n_group, scale, rope_step, epsilon,
     CAUSAL: tl.constexpr, ROPE: tl.constexpr, NORM: tl.constexpr, HEAD_DIM: tl.constexpr, UNIT: tl.constexpr,
     FAR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PART: tl.constexpr, WIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -448,37 +460,38 @@ def attention_backward_kernel(
     if rank < n_key_block:
         first_key = rank * BLOCK  # under a causal mask the first keys have most to do
         k_a, k_b = _load_inside(
-            k, first_key, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
+            k, first_key, 0, k_time, n_key, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
         )  # [BLOCK, PART]
         b_v = _load(v, first_key, v_time, n_key, 0, HEAD_DIM, BLOCK, WIDE, True)  # [BLOCK, WIDE]
         total_k_a = tl.full([BLOCK, PART], 0.0, tl.float32)
         total_k_b = tl.full([BLOCK, PART], 0.0, tl.float32)
         total_v = tl.full([BLOCK, WIDE], 0.0, tl.float32)
+        first_seeing = first_key - offset
         n_masked = 0
         if CAUSAL:
-            first = first_key // STEP * STEP
-            n_masked = tl.cdiv(first_key + BLOCK - 1, STEP) * STEP
+            first = tl.maximum(first_seeing, 0) // STEP * STEP
+            n_masked = tl.cdiv(tl.maximum(first_seeing + BLOCK - 1, 0), STEP) * STEP
             total_k_a, total_k_b, total_v = _gather_from_queries(
                 total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, lse, delta, q_time, grad_out_time,
-                first_key, first, tl.minimum(n_masked, n_query), n_query, log2_scale, rope_step, epsilon,
+                first_seeing, first, tl.minimum(n_masked, n_query), n_query, offset, log2_scale, rope_step, epsilon,
                 ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
             )  # fmt: skip
         total_k_a, total_k_b, total_v = _gather_from_queries(
             total_k_a, total_k_b, total_v, k_a, k_b, b_v, q, grad_out, lse, delta, q_time, grad_out_time,
-            first_key, n_masked, n_query, n_query, log2_scale, rope_step, epsilon,
+            first_seeing, n_masked, n_query, n_query, offset, log2_scale, rope_step, epsilon,
             ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         grad_v += (i_batch * grad_v_batch + i_within * grad_v_head) * UNIT
         _store(grad_v, total_v, first_key, grad_v_time, n_key, 0, HEAD_DIM, BLOCK, WIDE)
         grad_k += (i_batch * grad_k_batch + i_within * grad_k_head) * UNIT
         _store_inside(
-            grad_k, total_k_a * scale, total_k_b * scale, grad_k_time, k, k_time, first_key, n_key,
+            grad_k, total_k_a * scale, total_k_b * scale, grad_k_time, k, k_time, first_key, 0, n_key,
             rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART,
         )  # fmt: skip
     else:
         first_query = (n_block - 1 - rank) * BLOCK
         q_a, q_b = _load_inside(
-            q, first_query, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
+            q, first_query, offset, q_time, n_query, rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART, True
         )  # [BLOCK, PART]
         b_grad, b_lse, b_delta = _load_rows(
             grad_out, lse, delta, first_query, grad_out_time, n_query, HEAD_DIM, BLOCK, WIDE
@@ -487,23 +500,24 @@ def attention_backward_kernel(
         total_q_b = tl.full([BLOCK, PART], 0.0, tl.float32)
         last = n_key
         n_full = n_key
+        first_position = first_query + offset
         if CAUSAL:
-            last = tl.minimum(n_key, first_query + BLOCK)
-            n_full = tl.minimum(n_key, first_query + 1)
+            last = tl.minimum(n_key, first_position + BLOCK)
+            n_full = tl.minimum(n_key, first_position + 1)
         n_full = n_full // STEP * STEP
         total_q_a, total_q_b = _gather_from_keys(
             total_q_a, total_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time,
-            first_query, 0, n_full, n_key, log2_scale, rope_step, epsilon,
+            first_position, 0, n_full, n_key, log2_scale, rope_step, epsilon,
             CAUSAL, ROPE, NORM, False, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         total_q_a, total_q_b = _gather_from_keys(
             total_q_a, total_q_b, q_a, q_b, b_grad, b_lse, b_delta, k, v, k_time, v_time,
-            first_query, n_full, last, n_key, log2_scale, rope_step, epsilon,
+            first_position, n_full, last, n_key, log2_scale, rope_step, epsilon,
             CAUSAL, ROPE, NORM, True, HEAD_DIM, BLOCK, STEP, PART, WIDE, DOT,
         )  # fmt: skip
         grad_q += (i_batch * grad_q_batch + i_within * grad_q_head) * UNIT
         _store_inside(
-            grad_q, total_q_a * scale, total_q_b * scale, grad_q_time, q, q_time, first_query, n_query,
+            grad_q, total_q_a * scale, total_q_b * scale, grad_q_time, q, q_time, first_query, offset, n_query,
             rope_step, epsilon, ROPE, NORM, HEAD_DIM, BLOCK, PART,
         )  # fmt: skip
 
@@ -514,6 +528,7 @@ def attention_forward(
     v: Tensor,
     *,
     causal: bool = False,
+    offset: int = 0,
     scale: float | None = None,
     rope_base: float | None = None,
     qk_norm: bool = False,
@@ -521,15 +536,16 @@ def attention_forward(
     """out [B, n_head, T_q, head_dim], a view of [B, T_q, n_head, head_dim], and lse [B, n_head, T_q] in float32.
 
     q [B, n_head, T_q, head_dim], k and v [B, n_head, T_k, head_dim]: of any strides but the last, which is 1. Slices of a
-    packed [B, T, 3, n_head, head_dim], say: `q, k, v = qkv.permute(2, 0, 3, 1, 4)`.
+    packed [B, T, 3, n_head, head_dim], say: `q, k, v = qkv.permute(2, 0, 3, 1, 4)`. Query i stands at position i + offset,
+    by which it is rotated and, if causal, sees keys j <= i + offset; keys stand at positions from 0.
     """
-    scale, rope_step = _check(q, k, v, scale, rope_base)
+    scale, rope_step = _check(q, k, v, offset, scale, rope_base)
     n_batch, n_head, n_query, head_dim = q.shape
     n_key = k.shape[2]
     out = q.new_empty(n_batch, n_query, n_head, head_dim).transpose(1, 2)
     lse = q.new_empty(n_batch, n_head, n_query, dtype=torch.float32)
     if handed_over("attention_forward", q):
-        eager.attention_forward(q, k, v, out, lse, causal, scale, rope_base, qk_norm)
+        eager.attention_forward(q, k, v, out, lse, causal, offset, scale, rope_base, qk_norm)
         return out, lse
     blocks = forward_blocks(q, n_key, rope_base is not None or qk_norm)
     unit, strides = _strides(q, k, v)
@@ -537,10 +553,10 @@ def attention_forward(
     launch(
         attention_forward_kernel,
         (n_batch * n_head * cdiv(n_query, blocks.BLOCK),),
-        *(q, k, v, out, lse, *strides, n_head, n_query, n_key, _heads_at_a_time(k), scale, rope_step, EPSILON),
+        *(q, k, v, out, lse, *strides, n_head, n_query, n_key, offset, _heads_at_a_time(k), scale, rope_step, EPSILON),
         reads=[q, k, v],
         writes=[out, lse],
-        flops=4 * n_batch * n_head * head_dim * _pairs(n_query, n_key, causal),
+        flops=4 * n_batch * n_head * head_dim * _pairs(n_query, n_key, causal, offset),
         **_constants(q, causal, rope_base is not None, qk_norm, unit, far, blocks),
     )
     return out, lse
@@ -555,6 +571,7 @@ def attention_backward(
     lse: Tensor,
     *,
     causal: bool = False,
+    offset: int = 0,
     scale: float | None = None,
     rope_base: float | None = None,
     qk_norm: bool = False,
@@ -570,7 +587,7 @@ def attention_backward(
     head_dim of grad_out, as rounded to its dtype, times out; where it is given `out` is not read, else one more launch
     computes it.
     """
-    scale, rope_step = _check(q, k, v, scale, rope_base)
+    scale, rope_step = _check(q, k, v, offset, scale, rope_base)
     n_batch, n_head, n_query, head_dim = q.shape
     n_key = k.shape[2]
     grad_q = torch.empty_like(q) if grad_q is None else grad_q
@@ -591,7 +608,7 @@ def attention_backward(
             f"out and lse must be laid out as attention_forward gave them, got out of strides {out.stride()}."
         )
     if handed_over("attention_backward", q):
-        eager.attention_backward(grad_out, q, k, v, grad_q, grad_k, grad_v, causal, scale, rope_base, qk_norm)
+        eager.attention_backward(grad_out, q, k, v, grad_q, grad_k, grad_v, causal, offset, scale, rope_base, qk_norm)
         return grad_q, grad_k, grad_v
     if delta is None:
         delta = _delta(grad_out, out)
@@ -606,11 +623,11 @@ def attention_backward(
         attention_backward_kernel,
         (n_batch * n_head * (cdiv(n_key, blocks.BLOCK) + cdiv(n_query, blocks.BLOCK)),),
         *(grad_out, q, k, v, lse, delta, grad_q, grad_k, grad_v, *strides),
-        *(n_head, n_query, n_key, _heads_at_a_time(q, k), scale, rope_step, EPSILON),
+        *(n_head, n_query, n_key, offset, _heads_at_a_time(q, k), scale, rope_step, EPSILON),
         reads=[grad_out, q, k, v, lse, delta],
         writes=[grad_q, grad_k, grad_v],
         # both jobs form the scores and dout v^T
-        flops=14 * n_batch * n_head * head_dim * _pairs(n_query, n_key, causal),
+        flops=14 * n_batch * n_head * head_dim * _pairs(n_query, n_key, causal, offset),
         **_constants(q, causal, rope_base is not None, qk_norm, unit, far, blocks),
     )
     return grad_q, grad_k, grad_v
@@ -638,7 +655,9 @@ def _delta(grad_out: Tensor, out: Tensor) -> Tensor:
     return delta
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, rope_base: float | None) -> tuple[float, float]:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, offset: int, scale: float | None, rope_base: float | None
+) -> tuple[float, float]:
     """Raises ValueError for what the kernels cannot take; the scale, and log2 of the ratio of neighbouring frequencies."""
     check_first("q", q)
     check("q", q, [None, None, None, None], q)
@@ -653,6 +672,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, rope_base: floa
         raise ValueError(f"q and k must hold at least one position, got lengths {n_query} and {k.shape[2]}.")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         _check_rows(name, tensor)
+    if offset < 0:
+        raise ValueError(f"offset must be at least 0, got {offset}; a query before the first key would see none.")
     if scale is None:
         scale = 1.0 / math.sqrt(head_dim)
     if not 0.0 < scale < math.inf:
@@ -693,12 +714,12 @@ def _heads_at_a_time(*walked: Tensor) -> int:
     return max(1, (16 << 20) // size)
 
 
-def _pairs(n_query: int, n_key: int, causal: bool) -> int:
-    """Query-key pairs that see each other."""
+def _pairs(n_query: int, n_key: int, causal: bool, offset: int) -> int:
+    """Query-key pairs that see each other: n queries see offset + 1, offset + 2, ... keys, later ones all."""
     if not causal:
         return n_query * n_key
-    n = min(n_query, n_key)
-    return n * (n + 1) // 2 + (n_query - n) * n_key
+    n = min(n_query, max(0, n_key - offset))
+    return n * offset + n * (n + 1) // 2 + (n_query - n) * n_key
 
 
 def _constants(q: Tensor, causal: bool, rope: bool, norm: bool, unit: int, far: bool, blocks: Blocks) -> dict[str, int]:
@@ -713,9 +734,16 @@ def _constants(q: Tensor, causal: bool, rope: bool, norm: bool, unit: int, far: 
 
 @operator()
 def attention_and_lse(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, rope_base: float | None, qk_norm: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    offset: int,
+    scale: float | None,
+    rope_base: float | None,
+    qk_norm: bool,
 ) -> tuple[Tensor, Tensor]:
-    return attention_forward(q, k, v, causal=causal, scale=scale, rope_base=rope_base, qk_norm=qk_norm)
+    return attention_forward(q, k, v, causal=causal, offset=offset, scale=scale, rope_base=rope_base, qk_norm=qk_norm)
 
 
 @operator()
@@ -727,12 +755,13 @@ def attention_gradients(
     out: Tensor,
     lse: Tensor,
     causal: bool,
+    offset: int,
     scale: float | None,
     rope_base: float | None,
     qk_norm: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return attention_backward(
-        grad_out, q, k, v, out, lse, causal=causal, scale=scale, rope_base=rope_base, qk_norm=qk_norm
+        grad_out, q, k, v, out, lse, causal=causal, offset=offset, scale=scale, rope_base=rope_base, qk_norm=qk_norm
     )  # fmt: skip
 
 
@@ -745,7 +774,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad_out: Tensor, grad_lse):  # type: ignore[no-untyped-def]
     grads = attention_gradients(_with_rows(grad_out), *ctx.saved_tensors, *ctx.options)
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 attention_and_lse.register_autograd(_backward, setup_context=_setup_context)
@@ -760,29 +789,34 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    causal: bool = False,
+    causal: bool | Literal["bottom_right"] = False,
     scale: float | None = None,
     rope_base: float | None = None,
     qk_norm: bool = False,
 ) -> Tensor:
     """softmax(q k^T scale) v on [..., n_head, T, head_dim], as torch's scaled_dot_product_attention.
 
-    k and v may have a length of their own. causal: query i sees keys j <= i, counted from the first of each. scale
-    defaults to 1 / sqrt(head_dim), head_dim is 8 to 256. rope_base: rotary embedding (Su et al. 2021) of q and k, halves
-    rotated against each other, positions from 0. qk_norm: RMS-normalises q and k over head_dim without a gain (Henry et al.
-    2020), eps as F.rms_norm's default. The result lies in memory as [..., T_q, n_head, head_dim], so that
-    `.transpose(-3, -2).flatten(-2)` is a view. q, k and v are read in place if contiguous along the last axis (and their
-    leading axes can be viewed as one); gradients once only.
+    k and v may have a length T_k of their own. causal=True is torch's rule, top-left: query i sees keys j <= i, each counted
+    from its first, so that keys beyond T_q are seen by none. causal="bottom_right" is for queries that follow on a cache of
+    keys: they are the last T_q of T_k positions, query i sees keys j <= i + T_k - T_q (torch's causal_lower_right) and is
+    rotated as position i + T_k - T_q; T_q = 1 is a step of decoding. Where lengths are equal both are one. A longer buffer
+    is handed over as `k[..., :T_k, :]`.
+
+    scale defaults to 1 / sqrt(head_dim), head_dim is 8 to 256. rope_base: rotary embedding (Su et al. 2021) of q and k,
+    halves rotated against each other, positions from 0 but for bottom_right's queries. qk_norm: RMS-normalises q and k over
+    head_dim without a gain (Henry et al. 2020), eps as F.rms_norm's default. The result lies in memory as [..., T_q, n_head,
+    head_dim], so that `.transpose(-3, -2).flatten(-2)` is a view. q, k and v are read in place if contiguous along the last
+    axis (and their leading axes can be viewed as one); gradients once only.
+
+    Raises ValueError for what it cannot take, and for more queries than keys under bottom_right, of which the first would
+    see no key (NaN in torch). Warns of keys that causal=True hides from every query.
     """
     check_tensors({"q": q, "k": k, "v": v})
     for name, value in (("scale", scale), ("rope_base", rope_base)):
         if value is not None:
             check_number(name, value)
-    for name, asked in (("causal", causal), ("qk_norm", qk_norm)):
-        if not isinstance(asked, bool):
-            raise ValueError(
-                f"{name} must be True or False, got {type(asked).__name__}; a mask of one's own is not taken."
-            )
+    if not isinstance(qk_norm, bool):
+        raise ValueError(f"qk_norm must be True or False, got {type(qk_norm).__name__}.")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() < 3:
             raise ValueError(f"{name} must have at least 3 dimensions [..., n_head, T, head_dim], got {list(x.shape)}.")
@@ -795,7 +829,8 @@ def attention(
             raise ValueError(
                 f"{name} must have shape [..., n_head, T, head_dim] like q {list(q.shape)}, got {list(x.shape)}."
             )
+    offset = reference.offset_of_queries(q, k, causal)
     n_batch = math.prod(q.shape[:-3])
     q4, k4, v4 = (_with_rows(x.reshape(n_batch, *x.shape[-3:])) for x in (q, k, v))
-    out, _ = attention_and_lse(q4, k4, v4, causal, scale, rope_base, qk_norm)
+    out, _ = attention_and_lse(q4, k4, v4, bool(causal), offset, scale, rope_base, qk_norm)
     return out.reshape(q.shape)

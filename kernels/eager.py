@@ -121,26 +121,26 @@ def layer_norm_backward(
     return (grad_z if add is None else grad_z + add).to(z.dtype)
 
 
-def _inside(x: Tensor, rope_base: float | None, qk_norm: bool) -> Tensor:
-    """Queries or keys as they are multiplied, in float32."""
-    x = x.float() if rope_base is None else reference.rotary(x.float(), rope_base)
+def _inside(x: Tensor, first: int, rope_base: float | None, qk_norm: bool) -> Tensor:
+    """Queries or keys as they are multiplied, in float32. first: the position of the first."""
+    x = x.float() if rope_base is None else reference.rotary(x.float(), rope_base, first=first)
     return F.rms_norm(x, x.shape[-1:]) if qk_norm else x
 
 
-def _inside_backward(grad: Tensor, x: Tensor, rope_base: float | None, qk_norm: bool) -> Tensor:
+def _inside_backward(grad: Tensor, x: Tensor, first: int, rope_base: float | None, qk_norm: bool) -> Tensor:
     """The gradient of x, of that of `_inside`; turning leaves lengths alone, and is undone by turning back."""
     if qk_norm:
-        turned = _inside(x, rope_base, False)
+        turned = _inside(x, first, rope_base, False)
         rstd = torch.rsqrt(turned.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps)
         grad = rstd * (grad - turned * rstd.square() * (grad * turned).mean(-1, keepdim=True))
-    return grad if rope_base is None else reference.rotary(grad, rope_base, back=True)
+    return grad if rope_base is None else reference.rotary(grad, rope_base, back=True, first=first)
 
 
-def _weights(q: Tensor, k: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _weights(q: Tensor, k: Tensor, causal: bool, offset: int, scale: float) -> tuple[Tensor, Tensor]:
     """softmax(q k^T scale), and the natural logarithm of each row's sum."""
     scores = q @ k.mT * scale
     if causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + offset)
         scores = scores.masked_fill(hidden, -math.inf)
     return scores.softmax(-1), scores.logsumexp(-1)
 
@@ -153,27 +153,27 @@ def _some(q: Tensor, k: Tensor) -> Iterator[slice]:
 
 
 def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, *inside: Any
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, offset: int, scale: float, *inside: Any
 ) -> None:
     """out and lse (to base 2) are written. inside: rope_base, qk_norm."""
     for some in _some(q, k):
-        p, of_part = _weights(_inside(q[some], *inside), _inside(k[some], *inside), causal, scale)
+        p, of_part = _weights(_inside(q[some], offset, *inside), _inside(k[some], 0, *inside), causal, offset, scale)
         out[some] = (p @ v[some].float()).to(out.dtype)
         lse[some] = of_part / math.log(2)
 
 
 def attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, causal: bool,
-    scale: float, *inside: Any,
+    offset: int, scale: float, *inside: Any,
 ) -> None:  # fmt: skip
     """grad_q, grad_k and grad_v are written. inside: rope_base, qk_norm."""
     for some in _some(q, k):
-        of_q, of_k, grad = _inside(q[some], *inside), _inside(k[some], *inside), grad_out[some].float()
-        p, _ = _weights(of_q, of_k, causal, scale)
+        of_q, of_k, grad = _inside(q[some], offset, *inside), _inside(k[some], 0, *inside), grad_out[some].float()
+        p, _ = _weights(of_q, of_k, causal, offset, scale)
         grad_p = grad @ v[some].float().mT
         grad_scores = p * (grad_p - (p * grad_p).sum(-1, keepdim=True)) * scale
-        grad_q[some] = _inside_backward(grad_scores @ of_k, q[some], *inside).to(q.dtype)
-        grad_k[some] = _inside_backward(grad_scores.mT @ of_q, k[some], *inside).to(k.dtype)
+        grad_q[some] = _inside_backward(grad_scores @ of_k, q[some], offset, *inside).to(q.dtype)
+        grad_k[some] = _inside_backward(grad_scores.mT @ of_q, k[some], 0, *inside).to(k.dtype)
         grad_v[some] = (p.mT @ grad).to(v.dtype)
 
 

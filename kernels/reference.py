@@ -4,7 +4,8 @@ Every tensor carries the model axis M first: weights W [M, d_in, d_out], activat
 R = batch * time rows of one member flattened.
 """
 
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,17 +51,46 @@ def embedding(tokens: Tensor, weight: Tensor, position: Tensor | None = None) ->
     return rows + position[:, :length].reshape(n_member, *[1] * (tokens.dim() - 2), length, d)
 
 
-def rotary(x: Tensor, base: float, back: bool = False) -> Tensor:
+def rotary(x: Tensor, base: float, back: bool = False, first: int = 0) -> Tensor:
     """Rotary position embedding (Su et al. 2021) of x [..., T, head_dim], halves rotated against each other.
 
-    back: by the negative angles, as a gradient is turned.
+    back: by the negative angles, as a gradient is turned. first: the position of the first row.
     """
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = torch.outer(torch.arange(x.shape[-2], device=x.device, dtype=torch.float32), frequency)
+    position = torch.arange(first, first + x.shape[-2], device=x.device, dtype=torch.float32)
+    angle = torch.outer(position, frequency)
     cos, sin = angle.cos().to(x.dtype), (-angle if back else angle).sin().to(x.dtype)  # [T, half]
     a, b = x[..., :half], x[..., half : 2 * half]
     return torch.cat((a * cos - b * sin, a * sin + b * cos, x[..., 2 * half :]), dim=-1)
+
+
+def offset_of_queries(q: Tensor, k: Tensor, causal: Any) -> int:
+    """Query i of q [..., T_q, head_dim] stands at position i plus this: T_k - T_q if causal is "bottom_right", else 0.
+
+    Raises ValueError for another causal, and for more queries than keys under bottom_right; warns of keys that causal=True
+    hides from every query.
+    """
+    n_query, n_key = q.shape[-2], k.shape[-2]
+    if causal is True and n_query < n_key and not torch.compiler.is_compiling():  # which traces no warning
+        warnings.warn(
+            f"causal=True counts queries and keys each from its first, as torch does: the last {n_key - n_query} of {n_key} "
+            'keys are seen by no query. For queries that follow on a cache take causal="bottom_right"; if it is meant, hand '
+            f"over k[..., :{n_query}, :] and v alike, which comes to the same.",
+            stacklevel=3,
+        )
+    if isinstance(causal, bool):
+        return 0
+    if not isinstance(causal, str) or causal != "bottom_right":
+        got = repr(causal) if isinstance(causal, str | int | float | None) else type(causal).__name__
+        raise ValueError(f'causal must be True, False or "bottom_right", got {got}; a mask of one\'s own is not taken.')
+    if n_query > n_key:
+        raise ValueError(
+            f'causal="bottom_right" takes at most as many queries as keys, got T_q {n_query} and T_k {n_key}: the first '
+            f"{n_query - n_key} queries would see no key. Hand over q[..., {n_query - n_key}:, :], or take causal=True, by "
+            "which query i sees keys j <= i."
+        )
+    return n_key - n_query
 
 
 def attention(
@@ -68,20 +98,25 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    causal: bool = False,
+    causal: bool | Literal["bottom_right"] = False,
     scale: float | None = None,
     rope_base: float | None = None,
     qk_norm: bool = False,
 ) -> Tensor:
     """softmax(q k^T scale) v on [..., n_head, T, head_dim]; scale defaults to 1 / sqrt(head_dim).
 
+    causal=True: query i sees keys j <= i. "bottom_right": the queries are the last T_q of T_k positions, as after a cache.
     rope_base: q and k go through `rotary` before; qk_norm: and are RMS-normalised over head_dim (Henry et al. 2020).
     """
+    offset = offset_of_queries(q, k, causal)
     if rope_base is not None:
-        q, k = rotary(q, rope_base), rotary(k, rope_base)
+        q, k = rotary(q, rope_base, first=offset), rotary(k, rope_base)
     if qk_norm:
         q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    if not offset:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=bool(causal), scale=scale)
+    visible = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(offset)
+    return F.scaled_dot_product_attention(q, k, v, visible, scale=scale)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -91,10 +91,11 @@ def exactly() -> Iterator[None]:
     """Within it plain PyTorch in float64 is exact: angles of the rotation, too, and rms_norm's eps float32's, as in kernels."""
     rms, eps = F.rms_norm, 2.0**-23
 
-    def rotary(x: Tensor, base: float) -> Tensor:
+    def rotary(x: Tensor, base: float, back: bool = False, first: int = 0) -> Tensor:
         half = x.shape[-1] // 2
         frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
-        angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float64)[:, None] * frequency
+        position = torch.arange(first, first + x.shape[-2], device=x.device, dtype=torch.float64)
+        angle = position[:, None] * frequency
         a, b = x[..., :half], x[..., half : 2 * half]
         turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
         return torch.cat((*turned, x[..., 2 * half :]), -1)
@@ -272,11 +273,17 @@ def model(name: str, shape: Shape, s: Sizes, random: Random) -> Case:
 def others(s: Sizes, random: Random) -> Iterator[Case]:
     M, R, d, T = s.n_member, s.n_row, s.d, s.length
     make = partial(random.normal, M, dtype=s.dtype)
-    for options in ({"causal": True}, {"causal": True, "rope_base": 10_000.0, "qk_norm": True}, {"causal": False}):
-        size = (s.n_sequence * d // s.head_dim, T, s.head_dim)
+    inside = {"rope_base": 10_000.0, "qk_norm": True}
+    attentions: list[tuple[str, int, dict[str, Any]]] = [
+        ("attention, causal", T, {"causal": True}),
+        ("attention, causal, rotary, qk_norm", T, {"causal": True, **inside}),
+        ("attention", T, {"causal": False}),
+        ("attention after a cache, rotary, qk_norm", T // 3 + 1, {"causal": "bottom_right", **inside}),
+    ]
+    for name, n_query, options in attentions:
+        sizes = [(s.n_sequence * d // s.head_dim, length, s.head_dim) for length in (n_query, T, T)]
         yield of_function(
-            "attention" + ", causal" * options["causal"] + ", rotary, qk_norm" * ("qk_norm" in options), "out dq dk dv",
-            [make(*size) for _ in range(3)], [make(*size)], partial(attention, **options),
+            name, "out dq dk dv", [make(*size) for size in sizes], [make(*sizes[0])], partial(attention, **options),
             partial(reference.attention, **options), max(T, s.head_dim),
         )  # fmt: skip
     leaves = [make(R, d), make(d), make(d)]

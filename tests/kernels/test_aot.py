@@ -19,6 +19,7 @@ from pathlib import Path
 import torch, triton, triton.language as tl
 from triton.backends.nvidia.compiler import get_ptxas
 from pyscaling.kernels import aot
+from pyscaling.kernels.attention import attention_backward, attention_forward
 from pyscaling.kernels.launch import dot, launch, target_of
 
 @triton.jit
@@ -113,6 +114,13 @@ amdgcn = triton.compile(aot.ASTSource(job_amd.kernel, job_amd.signature, job_amd
                         target=aot.PROCESSORS["gfx942"].target, options=job_amd.options.__dict__).asm["amdgcn"]
 (large,) = aot.capture([("large", lambda: copies(2**31))], "gfx942")
 
+def attend(offset):
+    q, k = (torch.empty(1, 2, n, 64, dtype=torch.bfloat16, device="meta") for n in (48, 80))
+    out, lse = attention_forward(q, k, k, causal=True, offset=offset, rope_base=10000.0)
+    attention_backward(out, q, k, k, out, lse, causal=True, offset=offset, rope_base=10000.0)
+
+offsets = [(str(offset), lambda offset=offset: attend(offset)) for offset in (0, 1, 7, 16, 32)]
+
 errors = {}
 for name, run in {
     "unknown target": lambda: aot.report(cases, ["sm_75"]),
@@ -139,6 +147,8 @@ json.dump(
         large=[large.signature, {str(k): v for k, v in large.attributes.items()}],
         amd=[job_amd.signature, {str(k): v for k, v in job_amd.attributes.items()}],
         only=json.loads(Path("only.json").read_text()),
+        offsets={aot.kernel_name(job.kernel): [job.cases, job.signature.get("offset")]
+                 for target in ("sm_90", "gfx942") for job in aot.capture(offsets, target)},
         main=[code, json.loads(Path("rows.json").read_text()), Path("rows.md").read_text(), Path("budget.json").read_text()],
     ),
     open("result.json", "w"), default=str,
@@ -209,6 +219,14 @@ def test_specialised_as_a_launch_would_be(result: dict[str, Any]) -> None:
     # AMD: a tensor under 2 GiB may be read by buffer instructions
     assert result["amd"][1]["(0,)"] == [*aligned, ["tt.pointer_range", 32]]
     assert result["large"][0]["n"] == "i64" and result["large"][1]["(0,)"] == aligned
+
+
+def test_a_caches_length_compiles_nothing_anew(result: dict[str, Any]) -> None:
+    """Neither 0, 1, nor what divides by 16."""
+    every = ["0", "1", "7", "16", "32"]
+    ways = {way: result["offsets"].pop(f"attention.attention_{way}_kernel") for way in ("forward", "delta", "backward")}
+    assert ways == {"forward": [every, "i32"], "delta": [every, None], "backward": [every, "i32"]}
+    assert not result["offsets"]
 
 
 def test_registers_are_the_binarys(result: dict[str, Any]) -> None:

@@ -8,12 +8,16 @@ import contextlib
 import importlib
 import math
 import os
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention.bias import causal_lower_right
 
 from pyscaling.kernels import launch, reference, tiles
 from pyscaling.kernels.attention import attention, attention_backward, attention_forward
@@ -24,26 +28,30 @@ DEVICE = os.environ.get("PYSCALING_TEST_DEVICE", "cpu")
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not launch.INTERPRETED, reason="no interpreter, no GPU")
 PLAIN = {"causal": False, "scale": None, "rope_base": None, "qk_norm": False}
 FULL = {"causal": True, "scale": 0.3, "rope_base": 100.0, "qk_norm": True}
+CACHE = FULL | {"causal": "bottom_right"}
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, rope_base: float | None, qk_norm: bool):
+def exact(q: Tensor, k: Tensor, v: Tensor, causal, scale: float | None, rope_base: float | None, qk_norm: bool):
     head_dim = q.shape[-1]
+    offset = k.shape[-2] - q.shape[-2] if causal == "bottom_right" else 0
 
-    def inside(x: Tensor) -> Tensor:
+    def inside(x: Tensor, first: int) -> Tensor:
         half = head_dim // 2
         if rope_base is not None:
-            angle = torch.arange(x.shape[-2]).double()[:, None] * rope_base ** (-torch.arange(half).double() / half)
+            angle = (first + torch.arange(x.shape[-2])).double()[:, None] * rope_base ** (
+                -torch.arange(half).double() / half
+            )
             turned = torch.complex(x[..., :half], x[..., half : 2 * half]) * torch.exp(1j * angle).to(x.device)
             x = torch.cat((turned.real, turned.imag, x[..., 2 * half :]), -1)
         return x / ((x**2).mean(-1, keepdim=True) + 2.0**-23).sqrt() if qk_norm else x
 
-    score = inside(q) @ inside(k).mT * (head_dim**-0.5 if scale is None else scale)
+    score = inside(q, offset) @ inside(k, 0).mT * (head_dim**-0.5 if scale is None else scale)
     if causal:
-        hidden = torch.arange(k.shape[-2])[None, :] > torch.arange(q.shape[-2])[:, None]
+        hidden = torch.arange(k.shape[-2])[None, :] > torch.arange(q.shape[-2])[:, None] + offset
         score = score.masked_fill(hidden.to(score.device), -math.inf)
     return score.softmax(-1) @ v
 
@@ -59,6 +67,7 @@ def with_variance(
     """
     head_dim, w2, u2 = q.shape[-1], 2.0**-48, unit**2
     half = head_dim // 2
+    offset = k.shape[-2] - q.shape[-2] if causal == "bottom_right" else 0
     scale = head_dim**-0.5 if scale is None else scale
     # Tensor cores cut off where float32 rounds, and tf32x3 leaves out 2^-22 of a product.
     cut_off, left_out = (4.0, 16.0 if unit == 2.0**-24 else 0.0) if DEVICE == "cuda" else (1.0, 0.0)
@@ -69,11 +78,11 @@ def with_variance(
         partial_sums = n / 3 * value**2 + n / 2 * squares
         return value, a**2 @ var_b + var_a @ b**2 + w2 * (cut_off * partial_sums + left_out * squares)
 
-    def turned(x, var, sign):
+    def turned(x, var, sign, first):
         """Rotates by sign times the angle; a sine is off by five units, and the angle by one of its size."""
         if rope_base is None:
             return x, var
-        position = torch.arange(x.shape[-2], dtype=torch.float64, device=x.device)[:, None]
+        position = first + torch.arange(x.shape[-2], dtype=torch.float64, device=x.device)[:, None]
         angle = position * rope_base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
         cosine, sine = angle.cos(), sign * angle.sin()
         (a, b, rest), (var_a, var_b, var_rest) = (z.split((half, half, head_dim - 2 * half), -1) for z in (x, var))
@@ -82,13 +91,13 @@ def with_variance(
         x = torch.cat((a * cosine - b * sine, b * cosine + a * sine, rest), -1)
         return x, torch.cat((var_x + off, var_y + off, var_rest), -1)
 
-    def inside(x):
+    def inside(x, first):
         inverse = 1 / ((x**2).mean(-1, keepdim=True) + 2.0**-23).sqrt() if qk_norm else 1.0
-        x, var = turned(x * inverse, 3 * w2 * (x * inverse) ** 2 if qk_norm else 0.0 * x, 1.0)
+        x, var = turned(x * inverse, 3 * w2 * (x * inverse) ** 2 if qk_norm else 0.0 * x, 1.0, first)
         return x, var + (u2 * x**2 if rope_base is not None or qk_norm else 0.0)
 
-    def outside(grad, var, x):
-        grad, var = turned(grad, var, -1.0)
+    def outside(grad, var, x, first):
+        grad, var = turned(grad, var, -1.0, first)
         if qk_norm:
             inverse = 1 / ((x**2).mean(-1, keepdim=True) + 2.0**-23).sqrt()
             y = x * inverse
@@ -97,11 +106,11 @@ def with_variance(
             grad = inverse * (grad - y * mean)
         return grad, var + u2 * grad**2
 
-    (q_in, var_q), (k_in, var_k) = inside(q), inside(k)
+    (q_in, var_q), (k_in, var_k) = inside(q, offset), inside(k, 0)
     score, var = dot(q_in, var_q, k_in.mT, var_k.mT)
     score, var = scale * score, scale**2 * var
     if causal:
-        hidden = torch.arange(k.shape[-2])[None, :] > torch.arange(q.shape[-2])[:, None]
+        hidden = torch.arange(k.shape[-2])[None, :] > torch.arange(q.shape[-2])[:, None] + offset
         score = score.masked_fill(hidden.to(score.device), -math.inf)
     lse, p = score.logsumexp(-1, keepdim=True), score.softmax(-1)
     var_p = p**2 * (var + w2 * (torch.where(p > 0, score, 0.0) ** 2 + 2))  # of 2^(s - lse) but for lse
@@ -121,8 +130,8 @@ def with_variance(
     grad_v, var_grad_v = dot(p.mT, (var_p_own + var_lse * p**2).mT, grad_out, 0.0 * grad_out)
     return (
         (out, var_out),
-        outside(scale * grad_q, scale**2 * var_grad_q, q),
-        outside(scale * grad_k, scale**2 * var_grad_k, k),
+        outside(scale * grad_q, scale**2 * var_grad_q, q, offset),
+        outside(scale * grad_k, scale**2 * var_grad_k, k, 0),
         (grad_v, var_grad_v + u2 * grad_v**2),
     )
 
@@ -151,9 +160,13 @@ CASES = [  # lengths of queries and keys, head_dim, options
     (47, 32, 9, FULL),  # odd head_dim: its last column is not rotated
     (50, 50, 8, FULL | {"qk_norm": False}),
     (50, 50, 64, FULL | {"rope_base": None}),
+    (1, 70, 16, CACHE),  # a step of decoding
+    (37, 70, 24, CACHE),
+    (33, 65, 9, CACHE | {"rope_base": None, "qk_norm": False}),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:causal=True counts queries and keys")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("n_query", "n_key", "head_dim", "options"), CASES)
 def test_agrees_with_float64(n_query, n_key, head_dim, options, dtype, monkeypatch) -> None:
@@ -178,31 +191,100 @@ def test_agrees_with_float64(n_query, n_key, head_dim, options, dtype, monkeypat
             assert a.dtype == dtype
 
 
-def test_bfloat16() -> None:
+@pytest.mark.parametrize("options", [FULL, CACHE])
+def test_bfloat16(options) -> None:
     """The interpreter truncates to bfloat16, 2^-7 of a value; P, dS, q and k are each rounded on the way."""
-    tensors = [random(1, 40, 24, seed=s, dtype=torch.bfloat16) for s in range(3)]
-    grad_out = random(1, 40, 24, seed=3, dtype=torch.bfloat16)
-    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, FULL)
-    for a, t in zip(with_gradients(attention, tensors, grad_out, FULL), truth, strict=True):
+    n_query = 17 if options is CACHE else 40
+    tensors = [random(1, n, 24, seed=s, dtype=torch.bfloat16) for s, n in enumerate((n_query, 40, 40))]
+    grad_out = random(1, n_query, 24, seed=3, dtype=torch.bfloat16)
+    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, options)
+    for a, t in zip(with_gradients(attention, tensors, grad_out, options), truth, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a - t).abs().max() <= 4 * 2.0**-7 * max(1.0, float(t.abs().max()))
 
 
+@pytest.mark.parametrize(("n_query", "n_key", "options"), [(41, 41, FULL), (37, 61, CACHE)])
 @pytest.mark.parametrize("blocks", [(16, 32), (64, 16)])
-def test_result_does_not_hang_on_blocks(blocks) -> None:
-    tensors, grad_out = [random(1, 41, 16, seed=s) for s in range(3)], random(1, 41, 16, seed=3)
-    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, FULL)
+def test_result_does_not_hang_on_blocks(blocks, n_query, n_key, options) -> None:
+    tensors = [random(1, n, 16, seed=s) for s, n in enumerate((n_query, n_key, n_key))]
+    grad_out = random(1, n_query, 16, seed=3)
+    truth = with_gradients(exact, [t.double() for t in tensors], grad_out, options)
     rows = [tiles.Row(f"attention {way}", "*", 32, 16, "", (*blocks, 4, 1), "") for way in ("forward", "backward")]
     seen: list[launch.Launch] = []
     launch.observers.append(seen.append)
     try:
         with tiles.preferring(rows):
-            ours = with_gradients(attention, tensors, grad_out, FULL)
+            ours = with_gradients(attention, tensors, grad_out, options)
     finally:
         launch.observers.pop()
     assert [(s.constants["BLOCK"], s.constants["STEP"]) for s in seen if "BLOCK" in s.constants] == [blocks, blocks]
     for a, t in zip(ours, truth, strict=True):
         torch.testing.assert_close(a.double(), t, rtol=1e-5, atol=1e-5)
+
+
+# ---- more keys than queries ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_query", [1, 15, 16, 17, 32, 33, 48])
+def test_bottom_right_is_torchs(n_query, monkeypatch) -> None:
+    """Keys at every distance from the corners of blocks, read from a longer buffer of NaN, as a cache is."""
+    poison(monkeypatch)
+    for n_key in sorted({n_query, n_query + 1, max(n_query, 33), 48}):
+        cache = torch.full((2, 1, n_key + 3, 8), math.nan, device=DEVICE)
+        cache[:, :, :n_key] = random(2, 1, n_key, 8, seed=1)
+        q, grad_out, (k, v) = random(1, n_query, 8), random(1, n_query, 8, seed=2), cache[:, :, :n_key]
+        visible = causal_lower_right(n_query, n_key)
+        ours = with_gradients(attention, (q, k, v), grad_out, {"causal": "bottom_right"})
+        tensors = [t.double() for t in (q, k, v)]
+        truth = with_gradients(F.scaled_dot_product_attention, tensors, grad_out, {"attn_mask": visible})
+        for a, t in zip(ours, truth, strict=True):
+            torch.testing.assert_close(a.double(), t, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("n_query", [1, 35])
+def test_queries_after_a_cache_are_the_tail_of_the_whole(n_query) -> None:
+    """With mask, rotation and norm; the gradients of the whole are of its last rows alone."""
+    q, k, v, grad_out = (random(1, 50, 16, seed=s) for s in range(4))
+    offset = 50 - n_query
+    grad_out[:, :offset] = 0.0
+    whole = with_gradients(attention, (q, k, v), grad_out, FULL)
+    ours = with_gradients(attention, (q[:, offset:], k, v), grad_out[:, offset:], CACHE)
+    assert not whole[1][:, :offset].any()
+    for i, (a, b) in enumerate(zip(ours, whole, strict=True)):
+        torch.testing.assert_close(a, b[:, offset:] if i < 2 else b, rtol=1e-5, atol=2e-6)
+
+
+def test_decoding_goes_on_where_the_cache_ends() -> None:
+    """Piece by piece, of 1 to 20 positions, as at once."""
+    q, k, v = (random(2, 41, 8, seed=s) for s in range(3))
+    pieces, first = [], 0
+    for length in (20, 1, 1, 16, 3):
+        last = first + length
+        pieces.append(attention(q[:, first:last], k[:, :last], v[:, :last], **CACHE))
+        first = last
+    torch.testing.assert_close(torch.cat(pieces, 1), attention(q, k, v, **FULL), rtol=1e-5, atol=1e-6)
+
+
+def test_the_top_left_rule_is_said_where_keys_are_hidden() -> None:
+    q, k, v = (random(1, n, 8, seed=s) for s, n in enumerate((5, 9, 9)))
+    for function in (attention, reference.attention):
+        with pytest.warns(
+            UserWarning, match=r'last 4 of 9 keys are seen by no query.*"bottom_right".*k\[..., :5, :\]'
+        ) as said:
+            out = function(q, k, v, causal=True)
+        assert said[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(out, function(q, k[:, :5], v[:, :5], causal=True))
+            function(k, q, q, causal=True)
+            function(q, k, v, causal="bottom_right")
+            function(q, k, v)
+
+
+def test_pairs_are_counted() -> None:
+    for n_query, n_key, offset in ((1, 1, 0), (3, 7, 4), (7, 3, 0), (5, 9, 0), (4, 9, 7), (1, 9, 20)):
+        mask = torch.arange(n_key)[None, :] <= torch.arange(n_query)[:, None] + offset
+        assert kernels._pairs(n_query, n_key, True, offset) == mask.sum()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -357,9 +439,21 @@ def test_compiles_whole() -> None:
         assert torch.equal(a, b)
 
 
+def test_compiles_whole_after_a_cache() -> None:
+    """One graph for caches of any length; a warning, which none can hold, does not break it."""
+    function = lambda *a, causal="bottom_right": attention(*a, causal=causal, rope_base=100.0)  # noqa: E731
+    counter = CompileCounter()
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for n_query, n_key in ((3, 7), (2, 12), (5, 9)):
+        q, k, v = (random(1, n, 8, seed=s) for s, n in enumerate((n_query, n_key, n_key)))
+        assert torch.equal(compiled(q, k, v), function(q, k, v))
+    assert counter.frame_count == 1
+    assert torch.equal(compiled(q, k, v, causal=True), attention(q, k[:, :5], v[:, :5], causal=True, rope_base=100.0))
+
+
 def test_operator_is_sound() -> None:
     tensors = [random(1, 1, 9, 8, seed=s).requires_grad_() for s in range(3)]
-    torch.library.opcheck(kernels.attention_and_lse, (*tensors, True, None, 100.0, True))
+    torch.library.opcheck(kernels.attention_and_lse, (*tensors, True, 3, None, 100.0, True))
 
 
 def test_gradient_of_an_expanded_scalar() -> None:
@@ -386,6 +480,19 @@ def test_announces_work_without_storage() -> None:
     assert [s.write_bytes for s in seen] == [rows + statistics, statistics, 3 * rows, 3 * rows]
 
 
+def test_announces_work_after_a_cache() -> None:
+    """Ten queries see 991, 992, ... 1000 keys; every key is read."""
+    seen: list[launch.Launch] = []
+    launch.observers.append(seen.append)
+    q, k = (torch.empty(3, 2, n, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (10, 1000))
+    try:
+        attention(q, k, k, causal="bottom_right").sum().backward()
+    finally:
+        launch.observers.pop()
+    assert [s.flops for s in seen] == [n * 64 * 6 * 9_955 for n in (4, 0, 14)]
+    assert seen[0].read_bytes == 2 * (q.numel() + 2 * k.numel())
+
+
 GOOD = torch.zeros(1, 1, 4, 8)
 
 
@@ -402,7 +509,20 @@ GOOD = torch.zeros(1, 1, 4, 8)
         ((GOOD, GOOD, GOOD.numpy()), {}, "v must be a tensor, got ndarray"),
         ((GOOD.to_sparse(), GOOD, GOOD), {}, "q must be dense"),
         ((GOOD,) * 3, {"scale": "x"}, "scale must be a number, got 'x'"),
-        ((GOOD,) * 3, {"causal": torch.ones(4, 4) > 0}, "causal must be True or False, got Tensor; a mask"),
+        (
+            (GOOD,) * 3,
+            {"causal": torch.ones(4, 4) > 0},
+            r'causal must be True, False or "bottom_right", got Tensor; a mask',
+        ),
+        ((GOOD,) * 3, {"causal": "lower_right"}, r'or "bottom_right", got \'lower_right\'; a mask'),
+        ((GOOD,) * 3, {"causal": 3}, r'or "bottom_right", got 3; a mask'),
+        ((GOOD,) * 3, {"causal": None}, r'or "bottom_right", got None; a mask'),
+        ((GOOD,) * 3, {"qk_norm": "yes"}, "qk_norm must be True or False, got str"),
+        (
+            (GOOD, GOOD[:, :, :3], GOOD[:, :, :3]),
+            {"causal": "bottom_right"},
+            r"T_q 4 and T_k 3: the first 1 queries would see no key. Hand over q\[..., 1:, :\], or take causal=True",
+        ),
         ((GOOD,) * 3, {"rope_base": True}, "rope_base must be a number, got True"),
         ((GOOD[..., :4],) * 3, {}, "q must have a head_dim of 8 to 256, got 4"),
         ((GOOD, GOOD[:, :, :0], GOOD[:, :, :0]), {}, "at least one position, got lengths 4 and 0"),
@@ -418,6 +538,10 @@ def test_bad_input(arguments, options, message) -> None:
 
 def test_bad_layout() -> None:
     q = GOOD.to(DEVICE)
+    with pytest.raises(
+        ValueError, match="offset must be at least 0, got -1; a query before the first key would see none"
+    ):
+        attention_forward(q, q, q, causal=True, offset=-1)
     with pytest.raises(ValueError, match="k must be contiguous along its last axis"):
         attention_forward(q, q.mT.contiguous().mT, q)
     two_heads = q.expand(1, 2, 4, 8).contiguous()

@@ -118,6 +118,7 @@ CASES = {
     "attention": heads(),
     "attention, causal, scale": heads(causal=True, scale=0.7),
     "attention, inside": heads(rope_base=50.0, qk_norm=True),
+    "attention, inside, after a cache": heads(causal="bottom_right", rope_base=50.0, qk_norm=True),
     **{f"mlp {activation}": of_mlp(activation) for activation in ("gelu", "gelu_exact", "swiglu", "geglu")},
     "layer_norm": (kernels.layer_norm, reference.layer_norm, normal((2, 7, 6), (2, 6), (2, 6), (2, 7, 6))),
     "rms_norm": (kernels.rms_norm, reference.rms_norm, normal((2, 7, 6), (2, 6))),
@@ -127,6 +128,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:causal=True counts queries and keys")
 @pytest.mark.parametrize("case", CASES)
 def test_functions_against_float64(case: str) -> None:
     ours, theirs, leaves = CASES[case]

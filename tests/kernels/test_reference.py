@@ -75,3 +75,6 @@ def test_attention_is_softmax_causal_or_not() -> None:
     torch.testing.assert_close(ops.attention(q, k, v), score.softmax(-1) @ v)
     score = score.masked_fill(torch.ones(7, 7, dtype=torch.bool, device=DEVICE).triu(1), -torch.inf)
     torch.testing.assert_close(ops.attention(q, k, v, causal=True), score.softmax(-1) @ v)
+    whole = ops.attention(q, k, v, causal=True, rope_base=50.0, qk_norm=True)
+    tail = ops.attention(q[..., 4:, :], k, v, causal="bottom_right", rope_base=50.0, qk_norm=True)
+    torch.testing.assert_close(tail, whole[..., 4:, :])

@@ -108,8 +108,9 @@ def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
     import pandas as pd
 
     lines = text.splitlines()
-    comments = [i for i, line in enumerate(lines) if line.lstrip().startswith("#")]
-    first = next((i for i, line in enumerate(lines) if line.strip() and i not in set(comments[:1000])), None)
+    comments = [i for i, line in enumerate(lines) if line.lstrip().startswith("#")] if "#" in text else []
+    skipped = set(comments)
+    first = next((i for i, line in enumerate(lines) if line.strip() and i not in skipped), None)
     if first is None:
         if not comments:
             raise ValueError(f"table {name!r} is empty; its first line must name the columns.")
@@ -123,7 +124,7 @@ def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
     repeated = sorted({column for column in header if header.count(column) > 1 and column})
     if repeated:
         raise ValueError(f"table {name!r} names the column {repeated[0]!r} twice; rename one of them.")
-    body = [line for line in lines[first:] if line.strip(" \t\r" + separator) and not line.lstrip().startswith("#")]
+    body = [line for i, line in enumerate(lines[first:], first) if line and i not in skipped and not line.isspace()]
     header = [column or f"column {i}" for i, column in enumerate(header, 1)]
     if all(line.endswith(separator) for line in [lines[first - 1], *body[:20]]) and header[-1].startswith("column "):
         header[-1] = "\0"  # every line ends with the separator
@@ -148,6 +149,7 @@ def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
         if found is None:
             raise ValueError(f"table {name!r} cannot be read: {error}.") from None
         raise ValueError(f"row {found[2]} of {name} has {found[3]} cells, its header {found[1]}.") from None
+    frame = frame.dropna(how="all")
     columns = {column: frame[column] for column in header if column != "\0"}
     texts = {column: values for column, values in columns.items() if values.dtype.kind not in "biuf"}
     comma = separator != "," and any(

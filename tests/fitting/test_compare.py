@@ -222,7 +222,7 @@ def test_command(tmp_path) -> None:
     assert [law["law"] for law in json.loads((tmp_path / "a.json").read_text())["laws"]] == ["chinchilla", "kaplan_N"]
     assert (tmp_path / "a.png").stat().st_size > 5000
     done = CliRunner().invoke(app, [*arguments, "--holdout", "all"])
-    assert done.exit_code == 2 and "holdout='all' is unknown" in done.stderr
+    assert done.exit_code == 2 and "--holdout 'all' is unknown" in done.stderr
 
 
 def two_groups(gain: float, noise: float = 0.0, seed: int = 0, floor: float = 1.7) -> ps.Runs:

@@ -86,7 +86,8 @@ class ComputeOptimal(TableResult):
         rows = [["", "exponent", f"{100 * level:g}% interval"]]
         for name, symbol in (("exponent_N", "N_opt ~ C^a"), ("exponent_D", "D_opt ~ C^b")):
             low, high = self.interval(name, level)
-            rows.append([symbol, f"{getattr(self, name):.4f}", f"{low:.4f} .. {high:.4f}"])
+            between = f"{low:.4f} .. {high:.4f}" if np.isfinite(low) else "unknown"
+            rows.append([symbol, f"{getattr(self, name):.4f}", between])
         return rows
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
@@ -203,7 +204,8 @@ class IsoFlop(ComputeOptimal):
         title += f": {len(self.optima)} budgets, {used} of {self.n_runs} runs"
         notes = []
         if np.isfinite(self.noise):
-            notes.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
+            scatter = f"; scatter of N_opt {self.misfit:.2g} times its error" if np.isfinite(self.misfit) else ""
+            notes.append(f"  noise {self.noise:.2%} of the loss{scatter}")
         notes += [f"! {warning}" for warning in self.warnings]
         notes += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
         return "; ".join([title, *doubt]), [rows, self._exponents()], notes

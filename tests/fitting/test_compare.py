@@ -173,7 +173,7 @@ def test_a_law_that_cannot_be_fitted_is_listed() -> None:
 
 
 def test_default_laws_and_export() -> None:
-    result = ps.compare(CHINCHILLA)
+    result = ps.compare(CHINCHILLA, starts=16)
     assert {"chinchilla", "kaplan_ND"} <= {score.law for score in result.scores}
     assert list(result.to_frame().index) == [score.law for score in result.scores]
     assert str(result).splitlines()[2].split()[0] == result.best

@@ -128,10 +128,10 @@ def ordinary_interval(C: np.ndarray, N: np.ndarray, level: float = 0.9) -> tuple
 
 
 @pytest.mark.filterwarnings("ignore:isoflop:UserWarning")
-@pytest.mark.parametrize(("budgets", "tau"), [(4, 0.0), (4, 0.1), (10, 0.15)])
+@pytest.mark.parametrize(("budgets", "tau"), [(4, 0.0), (4, 0.1), (8, 0.15)])
 def test_intervals_cover_where_optima_scatter(budgets: int, tau: float) -> None:
     """Of the exponents and of N and D a hundred times beyond the data; 1,000 tables a case are in docs/isoflop.md."""
-    hits, count = np.zeros(4), 200
+    hits, count = np.zeros(4), 150
     for seed in range(count):
         result = ps.isoflop(scattered_runs(budgets, tau, seed), n=2)
         N, D = result.N(1e24), result.D(1e24)
@@ -141,7 +141,7 @@ def test_intervals_cover_where_optima_scatter(budgets: int, tau: float) -> None:
             N.low <= np.sqrt(1e24 / 120) <= N.high,
             D.low <= np.sqrt(1e24 * 120) / 6 <= D.high,
         ]
-    # three standard errors of a binomial of 200 at 0.9
+    # three standard errors of a binomial of 150 at 0.9
     assert np.all(np.abs(hits / count - 0.9) < 3 * np.sqrt(0.9 * 0.1 / count)), hits / count
 
 
@@ -270,7 +270,7 @@ def test_two_budgets_have_no_interval() -> None:
     assert result.exponent_N == pytest.approx(0.5, abs=0.02)
     assert np.isnan(result.interval("exponent_N")).all() and np.isnan(result.N([1e20, 1e24]).low).all()
     assert np.isnan(result.samples).all()
-    assert str(result).splitlines()[0].endswith("; no interval")
+    assert str(result).splitlines()[0].endswith("; no interval") and "nan" not in str(result)
     assert json.loads(result.to_json())["intervals"]["exponent_N"] == [None, None]
 
 

@@ -1,6 +1,6 @@
 """Coverage of the 90 % intervals of `ps.isoflop`, where the optima scatter between budgets.
 
-python bench/coverage_isoflop.py [--tables 1000] [--method parabola akima] [--design even unequal pair] [--rivals]
+python bench/coverage_isoflop.py [--tables 1000] [--method parabola akima] [--design even unequal pair] [--rivals | --others]
 
 Budgets C are log-spaced from 6e18 to 1e22. At each the true ln N_opt is 0.5 ln(C / 120) + normal(0, tau); runs lie within
 +-1.2 of it, D = C / 6N, and the loss is (2 + 0.08 x^2) e^normal(0, 0.002), x = ln(N / N_opt). tau is what gives a misfit of
@@ -8,6 +8,9 @@ Budgets C are log-spaced from 6e18 to 1e22. At each the true ln N_opt is 0.5 ln(
 two budgets of 90 runs among budgets of five. Beside the library stand intervals from the same optima by other rules:
 "formal" (weights and normal intervals from the runs' noise alone), "REML, normal", "DL, t" (DerSimonian & Laird's tau),
 "REML, t, no floor" (weights by each budget's own error), "OLS, t" (equal weights).
+
+--others: `ps.envelope` and `ps.compute_gain` instead, on laws with noise of each run: curves of a law of N and D whose losses
+are each scaled by one e^normal(0, noise); two groups of runs on L(C) = 1.7 + 1.2 (C / 1e19)^-0.16, the second worth 1.7.
 """
 
 import argparse
@@ -77,9 +80,13 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS)
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--rivals", action="store_true", help="the exponent of N by other rules, too")
+    parser.add_argument("--others", action="store_true", help="envelope and compute_gain instead")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    if arguments.others:
+        others(arguments.tables)
+        return
     for method in arguments.method:
         for design in arguments.design:
             report(method, design, arguments)
@@ -137,6 +144,43 @@ def report(method: str, design: str, arguments: argparse.Namespace) -> None:
                 "| " + " | ".join([*cells, *share[1:]]) + f" |{f' {left_out} without' if left_out else ''}", flush=True
             )
     print(f"{time.perf_counter() - started:.0f} s")
+
+
+def others(tables: int) -> None:
+    alpha, beta, D = 0.34, 0.28, np.geomspace(1e8, 5e11, 100)
+    print("| envelope of | noise of a run | exponent_N | half width | 1.645 x its true spread |\n|---|---|---|---|---|")
+    for sizes in (8, 12, 25, 50):
+        for noise in (0.0, 0.002, 0.01):
+            generator = np.random.default_rng([sizes, round(1000 * noise)])
+            rows = []
+            for seed in range(tables):
+                N = np.exp(np.linspace(np.log(1e7), np.log(1e10), sizes) + 0.1 * generator.standard_normal(sizes))
+                loss = 1.69 + 406.4 / N[:, None] ** alpha + 410.7 / D**beta
+                loss *= np.exp(noise * generator.standard_normal((sizes, 1)))
+                curves = {"N": np.repeat(N, 100), "D": np.tile(D, sizes), "loss": loss.ravel()}
+                try:
+                    found = ps.envelope(curves, points=300, n=100, seed=seed)
+                except ValueError:  # fewer than two points between the smallest and the largest N
+                    continue
+                rows.append((*found.interval("exponent_N", LEVEL), found.exponent_N))
+            low, high, value = np.array(rows).T
+            true = beta / (alpha + beta)
+            cells = [f"{np.mean((low <= true) & (true <= high)):.1%}", f"{np.mean(high - low) / 2:.2g}"]
+            print(f"| {sizes} sizes | {noise:g} | {' | '.join(cells)} | {1.645 * np.std(value):.2g} |", flush=True)
+    print("\n| gain: runs a group | noise | gain |\n|---|---|---|")
+    for budgets, repeats, noise in ((6, 1, 0.002), (9, 1, 0.002), (9, 1, 0.01), (20, 1, 0.002), (9, 3, 0.005)):
+        C = np.repeat(np.geomspace(1e18, 1e21, budgets), repeats)
+        generator, hits = np.random.default_rng([budgets, repeats]), []
+        for seed in range(tables):
+            loss = np.concatenate([1.7 + 1.2 * (g * C / 1e19) ** -0.16 for g in (1.0, 1.7)])
+            loss *= np.exp(noise * generator.standard_normal(len(loss)))
+            runs = {"C": np.tile(C, 2), "loss": loss, "group": np.repeat(["A", "B"], len(C))}
+            try:
+                found = ps.compute_gain(runs, "group", n=300, seed=seed, starts=16)
+            except ValueError:  # fewer than four runs on a frontier
+                continue
+            hits.append(found.low <= 1.7 <= found.high)
+        print(f"| {budgets} budgets of {repeats} | {noise:g} | {np.mean(hits):.1%} |", flush=True)
 
 
 if __name__ == "__main__":

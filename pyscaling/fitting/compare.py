@@ -15,7 +15,7 @@ from pyscaling import laws as law_table
 from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Fit, fit, law_over
 from pyscaling.fitting.problem import _weights
-from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
+from pyscaling.fitting.result import TableResult, groups_of_close, new_axes
 from pyscaling.laws import Law
 from pyscaling.tables import Runs
 
@@ -52,7 +52,7 @@ class Score:
         return not self.reason
 
 
-class Comparison(Result):
+class Comparison(TableResult):
     """Laws ranked by held-out error, best first.
 
     scores: tuple of Score, laws that could not be fitted last. cuts: [n] masks of the runs held out by each, the fewest
@@ -78,7 +78,7 @@ class Comparison(Result):
                 return score
         raise ValueError(f"law {law!r} was not compared; those are {', '.join(score.law for score in self.scores)}.")
 
-    def __str__(self) -> str:
+    def _parts(self) -> tuple[str, list[Any], list[str]]:
         fitted = [score for score in self.scores if score.fitted]
         aicc, bic = min(score.aicc for score in fitted), min(score.bic for score in fitted)
         rows = [["law", "k", "rms", "mean", f"in {100 * self.level:g}%", "AICc", "BIC", "evidence"]]
@@ -91,7 +91,7 @@ class Comparison(Result):
             row[0] = row[0] if len(row[0]) <= max(room, 8) else f"{row[0][: max(room, 8) - 2]}.."
         notes = [f"! {s.law}: {'; '.join(s.concerns) or s.reason}" for s in self.scores if s.concerns or s.reason]
         key = "  k: parameters; rms, mean: error of held-out runs; AICc, BIC: above the least"
-        return "\n".join([self._title(), text_table(rows), key, *notes])
+        return self._title(), [rows], [key, *notes]
 
     def _title(self) -> str:
         runs, held = len(self.runs), [int(cut.sum()) for cut in self.cuts]

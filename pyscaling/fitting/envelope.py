@@ -40,13 +40,13 @@ class Envelope(ComputeOptimal):
         """L(C) along the envelope; options as of `ps.fit`. Its points share runs: take no interval from its bootstrap."""
         return fit(self.optima, law, **options)
 
-    def __str__(self) -> str:
+    def _parts(self) -> tuple[str, list[Any], list[str]]:
         C = self.optima.C
-        lines = [
-            f"envelope of {len(self._curves)} training curves: {len(self.optima)} points, C {C[0]:.4g} to {C[-1]:.4g}",
-            self._exponents(),
-        ]
-        return "\n".join([*lines, *(f"! {count} points dropped: {reason}" for reason, count in self.dropped.items())])
+        title = (
+            f"envelope of {len(self._curves)} training curves: {len(self.optima)} points, C {C[0]:.4g} to {C[-1]:.4g}"
+        )
+        notes = [f"! {count} points dropped: {reason}" for reason, count in self.dropped.items()]
+        return title, [self._exponents()], notes
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         return {**super().to_dict(level), "dropped": self.dropped}
@@ -72,11 +72,13 @@ def envelope(
     """N and D of the training curve that is lowest at each compute, and their power laws in C.
 
     curves: a table with a row for each evaluation or logged step: N, loss, and D or C (the tokens or FLOPs spent so far).
-    run: the column that tells the curves apart; by default "run" if it is there, else N. points: computes, evenly
+    One with a column a run is to be melted into this form. run: the column that tells the curves apart; by default
+    "run" if it is there, else N. points: computes, evenly
     spaced in log C. smoothing: standard deviation in rows of a Gaussian over log loss, for noisy training losses.
     Where the lowest curve belongs to the smallest or the largest N that spent that compute, the best N may lie
     beyond: such points are dropped, with a warning, and counted in `dropped`. Exponents: least squares of ln N and
-    ln D on ln C; intervals: n resamples of the runs.
+    ln D on ln C; intervals: n resamples of the runs, which hold the noise that runs differ by and are too wide with few
+    curves (docs/isoflop.md): a resample of 12 sizes is a grid of 8.
     Raises ValueError for bad arguments, fewer than three sizes, or if fewer than two points are left.
     """
     table = curves if isinstance(curves, Runs) else Runs(curves)

@@ -6,12 +6,13 @@ B is worth g times the compute of A if A needs g C to reach the loss that B reac
 
 import warnings
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from pyscaling import laws
-from pyscaling.fitting.bootstrap import check_level
+from pyscaling.fitting.bootstrap import check_level, student_t
 from pyscaling.fitting.fit import Fit, Prediction, fit
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.laws import Law
@@ -33,6 +34,7 @@ class ComputeGain(Result):
         self.baseline, self.other = (str(group) for group in groups)
         self.fits = dict(zip((self.baseline, self.other), fits, strict=True))
         self.at, self.level = at, level
+        self._degrees = sum(fitted.problem.n_runs - fitted.problem.n_free for fitted in fits)
         self._samples = tuple(
             fitted.bootstrap(n, seed=seed + i, resample="residuals").samples for i, fitted in enumerate(fits)
         )
@@ -51,6 +53,11 @@ class ComputeGain(Result):
         ends = np.quantile(1 / self._drawn(C.ravel()), [(1 + self.level) / 2, (1 - self.level) / 2], axis=0)
         with np.errstate(divide="ignore"):
             low, high = (1 / end.reshape(C.shape) for end in ends)
+        # Few runs say little of their own scatter: as far from the estimate as t is beyond the normal distribution.
+        widen = student_t((1 + self.level) / 2, self._degrees) / NormalDist().inv_cdf((1 + self.level) / 2)
+        known = np.isfinite(value)
+        base = np.where(known, value, 1.0)
+        low, high = (np.where(known, base * (end / base) ** widen, end) for end in (low, high))
         if C.ndim == 0:
             return Prediction(float(value), float(low), float(high), self.level)
         return Prediction(value, low, high, self.level)
@@ -148,7 +155,8 @@ def compute_gain(
     two values in order. law: of C alone, fitted to each group with `options` of `fit`. at: FLOPs of the other group; by
     default the geometric mean of the ends of the range that both cover. frontier: keep only runs that no run of the same
     group beats with the same compute or less; False if all are compute-optimal. level: of the interval, from n
-    residual-bootstrap refits of both groups (as in Fit.predict).
+    residual-bootstrap refits of both groups, widened as Student's t is beyond the normal distribution. It takes the scatter of
+    runs about L(C) for independent: checkpoints of one run, or seeds that share a tuning, are not, and it is then too narrow.
     Warns where the gain extrapolates or a fit is not to be trusted. Raises ValueError for bad arguments.
     """
     check_level(level)

@@ -19,7 +19,7 @@ import numpy as np
 from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.problem import _weights
-from pyscaling.fitting.result import Result, groups_of_close, new_axes, text_table
+from pyscaling.fitting.result import TableResult, groups_of_close, new_axes
 from pyscaling.tables import Runs
 
 _METHODS = ("parabola", "akima")
@@ -27,7 +27,7 @@ _LARGE_MISFIT = 2.0  # chance alone exceeds it in 2 tables of 100 with four budg
 _SMALL_SCATTER = 0.01  # of ln N: of no consequence, whatever explains it
 
 
-class ComputeOptimal(Result):
+class ComputeOptimal(TableResult):
     """Power laws N_opt = G C^a and D_opt = H C^b.
 
     samples: [R, 2, 2] of the power laws, as (N or D) x (its logarithm at the middle compute, exponent); their quantiles are
@@ -82,12 +82,13 @@ class ComputeOptimal(Result):
             return Prediction(float(value), float(low), float(high), level)
         return Prediction(value, low, high, level)
 
-    def _exponents(self, level: float = 0.9) -> str:
+    def _exponents(self, level: float = 0.9) -> list[list[str]]:
         rows = [["", "exponent", f"{100 * level:g}% interval"]]
         for name, symbol in (("exponent_N", "N_opt ~ C^a"), ("exponent_D", "D_opt ~ C^b")):
             low, high = self.interval(name, level)
-            rows.append([symbol, f"{getattr(self, name):.4f}", f"{low:.4f} .. {high:.4f}"])
-        return text_table(rows)
+            between = f"{low:.4f} .. {high:.4f}" if np.isfinite(low) else "unknown"
+            rows.append([symbol, f"{getattr(self, name):.4f}", between])
+        return rows
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         return {
@@ -191,7 +192,7 @@ class IsoFlop(ComputeOptimal):
             )
         return tuple(found)
 
-    def __str__(self) -> str:
+    def _parts(self) -> tuple[str, list[Any], list[str]]:
         rows = [["C", "N_opt", "+-", "D_opt", "loss", "runs"]]
         columns = [self.optima[name].tolist() for name in ("C", "N", "N_se", "D", "loss", "n_runs")]
         rows += [
@@ -201,12 +202,13 @@ class IsoFlop(ComputeOptimal):
         used = int(self.optima["n_runs"].sum())
         title, *doubt = self.headline.split("; ")
         title += f": {len(self.optima)} budgets, {used} of {self.n_runs} runs"
-        lines = ["; ".join([title, *doubt]), text_table(rows), self._exponents()]
+        notes = []
         if np.isfinite(self.noise):
-            lines.append(f"  noise {self.noise:.2%} of the loss; scatter of N_opt {self.misfit:.2g} times its error")
-        lines += [f"! {warning}" for warning in self.warnings]
-        lines += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
-        return "\n".join(lines)
+            scatter = f"; scatter of N_opt {self.misfit:.2g} times its error" if np.isfinite(self.misfit) else ""
+            notes.append(f"  noise {self.noise:.2%} of the loss{scatter}")
+        notes += [f"! {warning}" for warning in self.warnings]
+        notes += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
+        return "; ".join([title, *doubt]), [rows, self._exponents()], notes
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         dropped = [{"C": C, "reason": reason} for C, reason in self.dropped.items()]

@@ -27,6 +27,45 @@ class Result:
         return f"<pre>{escape(str(self))}</pre>"
 
 
+class TableResult(Result):
+    """A result of a title, tables and notes, as text and as HTML."""
+
+    def _parts(self) -> tuple[str, list[Sequence[Sequence[str]]], list[str]]:
+        """Title, tables of cells with their headers first, and notes; those that warn begin with "! "."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        title, tables, notes = self._parts()
+        return "\n".join([title, *map(text_table, tables), *notes])
+
+    def _repr_html_(self) -> str:
+        title, (first, *others), notes = self._parts()
+        return html_table(first, title) + "".join(map(html_table, others)) + html_notes(notes)
+
+
+def html_table(rows: Sequence[Sequence[str]], caption: str = "", notes: Sequence[str] = ()) -> str:
+    """Rows of cells, the first the header, as an HTML table: the first column set left, the others right."""
+    from html import escape
+
+    def line(row: Sequence[str], tag: str) -> str:
+        sides = ["left", *["right"] * (len(row) - 1)]
+        cells = (f'<{tag} style="text-align: {side}">{escape(c)}</{tag}>' for c, side in zip(row, sides, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    title = f'<caption style="text-align: left">{escape(caption)}</caption>' if caption else ""
+    body = "".join(line(row, "td") for row in rows[1:])
+    return f"<table>{title}<thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>{html_notes(notes)}"
+
+
+def html_notes(notes: Sequence[str]) -> str:
+    """Notes as paragraphs; those that begin with "! " have a warning sign."""
+    from html import escape
+
+    return "".join(
+        f"<p>{'&#9888; ' * note.startswith('! ')}{escape(note.removeprefix('! ').strip())}</p>" for note in notes
+    )
+
+
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells in columns: the first set left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

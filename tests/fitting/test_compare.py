@@ -110,6 +110,7 @@ def test_cuts_of_small_tables_leave_enough_to_fit(n: int) -> None:
 
 def test_runs_of_one_budget_stay_together() -> None:
     C = np.repeat(np.geomspace(1e19, 1e21, 4), 9)
+    C = C * (1 + 0.003 * np.random.default_rng(0).uniform(-1, 1, 36))
     size = np.sqrt(C / 120) * np.tile(np.geomspace(0.5, 2, 9), 4)
     table = {"N": size, "C": C, "loss": ps.laws.get("chinchilla").evaluate(TRUTH, N=size, D=C / (6 * size))}
     assert [int(cut.sum()) for cut in ps.compare(table, ["kaplan_ND"]).cuts] == [9, 18]
@@ -172,7 +173,7 @@ def test_a_law_that_cannot_be_fitted_is_listed() -> None:
 
 
 def test_default_laws_and_export() -> None:
-    result = ps.compare(CHINCHILLA)
+    result = ps.compare(CHINCHILLA, starts=16)
     assert {"chinchilla", "kaplan_ND"} <= {score.law for score in result.scores}
     assert list(result.to_frame().index) == [score.law for score in result.scores]
     assert str(result).splitlines()[2].split()[0] == result.best

@@ -365,14 +365,15 @@ class Plan(Result):
         assert self.dominant is not None
         return f"{self.dominant[1]:.0%} of the variance of ln N goes along with it"
 
-    def _title(self) -> list[str]:
+    def _title(self) -> tuple[str, str]:
+        """What it is, and whether to believe it: the latter first where it is not to be believed."""
         beyond = f", {self.extrapolation:.3g} x the data's largest compute" if 1 < self.extrapolation < np.inf else ""
-        return [f"plan by {self.law}: {self.verdict}", f"{self.level:.0%} intervals{beyond}"]
+        title = f"plan by {self.law}, {self.level:.0%} intervals{beyond}"
+        return (title, self.verdict) if self.trustworthy else (self.verdict, title)
 
     def __str__(self) -> str:
-        first, second = self._title()
-        title = wrapped(first, 0) if first else []
-        return "\n".join([*title, f"  {second}", *noted_table(self.rows()), *warned(self.warnings)])
+        title = [line for part in self._title() for line in wrapped(part, 0)]
+        return "\n".join([*title, *noted_table(self.rows()), *warned(self.warnings)])
 
     def _repr_html_(self) -> str:
         first, second = (html.escape(line) for line in self._title())

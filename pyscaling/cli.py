@@ -559,7 +559,8 @@ def _print_plan(plan: Any) -> None:
     for row in plan.rows():
         table.add_row(*(_plain(cell) for cell in row))
     console = _console()
-    console.print(f"[bold]Plan[/bold] for {plan.compute:.4g} FLOPs by {_plain(plan.law)}", highlight=False)
+    title = f"[bold]Plan[/bold] for {plan.compute:.4g} FLOPs by {_plain(plan.law)}: {_plain(plan.verdict)}"
+    console.print(title, highlight=False)
     console.print(table)
     for warning in plan.warnings:
         console.print(f"[yellow]![/yellow] {_plain(warning)}", highlight=False)

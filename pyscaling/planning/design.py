@@ -47,6 +47,8 @@ _LEVELS = 9  # of a variable that is none of N, D, C, S
 _REGION = 5  # places along each variable of a region
 _UNKNOWN = 10.0  # standard deviation of what the runs say nothing of, in theta: wide enough to say nothing itself
 _MOST_RUNS = 32
+_OVER_REGION = "loss over the region"
+_SHORT = {_OVER_REGION: "loss"}
 _HONEST = "HONEST"
 
 
@@ -143,7 +145,9 @@ class NextRuns(Result):
     def _rows(self) -> list[tuple[str, ...]]:
         both = {"N", "D"} <= set(self.variables)
         extra = (("D/N",) if both else ()) + (("steps",) if "D" in self.variables else ())
-        rows = [("runs", *self.variables, *extra, "cost", f"{self.target} then, {self.level:.0%}")]
+        rows = [
+            ("runs", *self.variables, *extra, "cost", f"{_SHORT.get(self.target, self.target)} then, {self.level:.0%}")
+        ]
         rows.append(("now", *[""] * (len(rows[0]) - 2), self._said(self.before)))
         for _, group in groupby(self.runs, key=lambda run: tuple(run.at.values())):
             same = list(group)
@@ -692,7 +696,7 @@ def _target(
 ) -> tuple[Callable[[Mapping[str, Any]], Array], str]:
     """The target as a function of parameters name -> [R], giving [R] (of a region [R, J]), and its name."""
     if region is not None:
-        return _over_region(fit, region), "loss over the region"
+        return _over_region(fit, region), _OVER_REGION
     if callable(target):
 
         def called(params: Mapping[str, Any]) -> Array:

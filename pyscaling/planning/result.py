@@ -162,7 +162,7 @@ class Plan(Result):
 
     @property
     def learning_rate(self) -> float:
-        """The peak rate by the Step law (Li et al. 2025); `rates` has what other rules say."""
+        """The peak rate by the Step law (Li et al. 2025), or a rule whose runs are nearer; `rates` has what others say."""
         return self.rates.learning_rate
 
     @property
@@ -353,9 +353,10 @@ class Plan(Result):
         return ("time", sweep[0], "", f"{self.budget.device.name}s; {', '.join([*sweep[1:], hours])}")
 
     def _rate_said(self) -> str:
-        first, second, *_ = [rule for rule in self.rates if rule.quantity == "learning rate"]
+        first = self.rates.nearest("learning rate")
+        other = next(rule for rule in self.rates if rule.quantity == first.quantity and rule != first)
         beyond = f", beyond its runs by {first.beyond}" if first.beyond else ""
-        return f"AdamW's peak by {first.source}{beyond}; {second.value:.1e} by {second.source}; all in plan.rates"
+        return f"AdamW's peak by {first.source}{beyond}; {other.value:.1e} by {other.source}; all in plan.rates"
 
     @property
     def _reference(self) -> str:

@@ -430,6 +430,7 @@ def test_a_routed_law(routed: ps.Fit) -> None:
     assert half_width(region.after) < half_width(region.before)
     assert set(json.loads(region.to_json())["runs"][0]) == {"N", "experts", "cost", "after"}
     assert region.plot().get_ylabel() == "experts"
+    assert max(map(len, str(region).splitlines())) <= 80
     for options, message in (
         ({}, "cost is missing: what a run of routed costs does not follow from N, experts"),
         ({"cost": lambda N: N}, "cost must take arrays of N and experts"),

@@ -107,3 +107,64 @@ def group_runs(runs: Runs, column: Any, law: Law, shared: Collection[str] | None
     grouped = GroupedLaw(law, names, shared or ())
     flags = {flag: (labels == label).astype(np.float64) for label, flag in grouped.indicators.items()}
     return Runs({**runs.to_dict(), **flags}, source=runs.source, renamed=runs.renamed), grouped
+
+
+class GroupFit:
+    """One group of a fit of several, wherever a fit of its own is asked for: `ps.plan(fit, group="code")` is by one.
+
+    joint: the fit of all groups. law: the law of one. params: its own and the shared ones, by the law's names. runs: the group's
+    alone. evidence, and so any concern, is the joint fit's. Raises ValueError for a fit without groups or an unknown one.
+    """
+
+    def __init__(self, joint: Any, group: Any) -> None:
+        law = joint.law
+        if not isinstance(law, GroupedLaw):
+            raise ValueError(f"group={group!r}: this fit of {law.name} has no groups; leave group out.")
+        self.membership = law.membership(group)
+        self.joint, self.group, self.law = joint, str(group), law.base
+        self.names = {name: law.own_name(name, self.group) for name in law.base.names}
+        self.params: dict[str, float] = joint.params_of(group)
+        self.runs: Runs = joint.runs.select(joint.runs[law.indicators[self.group]] == 1)
+        self.evidence = joint.evidence
+
+    def evaluate(self, params: Mapping[str, Any] | None = None, **variables: Any) -> Any:
+        """The law at the group's parameters, or at others."""
+        return self.law.evaluate(self.params if params is None else params, **variables)
+
+    def of_joint(self, boot: Any) -> Any:
+        """A bootstrap of the joint fit as one of this group's parameters; one that is of these already is itself."""
+        if list(boot.names) == list(self.names):
+            return boot
+        missing = [own for own in self.names.values() if own not in boot.names]
+        if missing:
+            raise ValueError(f"bootstrap is of another fit: it has {', '.join(boot.names)}, and no {missing[0]}.")
+        columns = [list(boot.names).index(own) for own in self.names.values()]
+        return type(boot)(
+            dict(self.params), boot.samples[:, columns], boot.objective_values, boot.converged, boot.degrees
+        )
+
+    def bootstrap(self, *arguments: Any, **options: Any) -> Any:
+        """The joint fit's refits (see Fit.bootstrap), of this group's parameters."""
+        return self.of_joint(self.joint.bootstrap(*arguments, **options))
+
+    def _bootstrap_for_prediction(self, *arguments: Any) -> Any:
+        return self.of_joint(self.joint._bootstrap_for_prediction(*arguments))
+
+    def predict(self, **options: Any) -> Any:
+        """As Fit.predict, for this group."""
+        return self.joint.predict(group=self.group, **options)
+
+    def __repr__(self) -> str:
+        return f"GroupFit({self.group!r} of {self.joint!r})"
+
+
+def one_of(fit: Any, group: Any) -> Any:
+    """The fit of a group, or the fit itself where it has none. Raises ValueError where it has groups and none is named."""
+    if group is not None:
+        return GroupFit(fit, group)
+    law = getattr(fit, "law", None)
+    if isinstance(law, GroupedLaw):
+        raise ValueError(
+            f"group is missing: this fit is of {', '.join(law.labels)}; say which, as in group={law.labels[0]!r}."
+        )
+    return fit

@@ -4,6 +4,7 @@ Beside them: time against compute (`time_compute`, `batch_ramp`), devices (`memo
 (`overtake`), Kaplan et al.'s questions, and the split of an encoder-decoder.
 """
 
+from pyscaling.fitting.groups import GroupFit
 from pyscaling.planning.allocate import plan
 from pyscaling.planning.batch import BatchSize, critical_batch, critical_batch_of_tokens, steps_and_tokens
 from pyscaling.planning.budget import Budget
@@ -39,8 +40,8 @@ from pyscaling.planning.time import BatchRamp, TimeCompute, batch_ramp, time_com
 
 __all__ = [
     "DEVICES", "KAPLAN_2020", "BatchRamp", "BatchSize", "BestShape", "Budget", "CarriedStepTime", "Device",
-    "EncoderDecoderSplit", "KnownLaw", "LearningRateAndBatch", "Memory", "NextRuns", "Overtake", "Plan", "Quantity",
-    "Region", "StepTime", "TimeCompute", "batch_ramp", "best_shape", "contradiction", "critical_batch",
+    "EncoderDecoderSplit", "GroupFit", "KnownLaw", "LearningRateAndBatch", "Memory", "NextRuns", "Overtake", "Plan",
+    "Quantity", "Region", "StepTime", "TimeCompute", "batch_ramp", "best_shape", "contradiction", "critical_batch",
     "critical_batch_of_tokens", "derived_frontier", "early_stopping", "encoder_decoder_split", "good_shapes",
     "kaplan_frontier", "largest_shape", "learning_rate_and_batch", "memory", "next_runs", "overtake", "plan",
     "serving_memory", "steps_and_tokens", "stopping_step", "time_compute", "tokens_against_overfitting",

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.fitting.bootstrap import Bootstrap, check_level, interval_of
+from pyscaling.fitting.groups import GroupFit, one_of
 from pyscaling.fitting.isoflop import ComputeOptimal
 from pyscaling.planning.around import Around
 from pyscaling.planning.batch import choose_batch
@@ -54,6 +55,7 @@ def plan(
     batch_tokens: float | None = None,
     noise_scale: Any = None,
     architecture: Mapping[str, Any] | None = None,
+    group: Any = None,
     seed: int = 0,
 ) -> Plan:
     """Best N and D under every limit that is given, by any fitted law of N and D (and of unique tokens U).
@@ -62,9 +64,10 @@ def plan(
 
     **The budget**, in one unit or several, of which the tightest binds: compute, FLOPs or a text with a unit ("1e21",
     "3 PF-days"); gpu_hours of a `device` ("H100", or a planning.Device) at a `utilisation` of its peak (0.4 unless given);
-    dollars at a price_per_gpu_hour; time, a text with a unit ("3 days"), on so many `devices`. It pays for 6ND of training
-    and, with inference_tokens, for 2N of each token to be served, too (Sardana & Frankle 2024): the model gets smaller and is
-    trained longer. With serving_apart the budget is training's alone, and the plan is the run of that budget which reaches its
+    dollars at a price_per_gpu_hour, by default the device's list price (planning.DEVICES says whose and when); time, a text with
+    a unit ("3 days"), on so many `devices`. It pays for 6ND of training and, with inference_tokens, for 2N of each token to be
+    served, too (Sardana & Frankle 2024): the model gets smaller and is trained longer. With serving_apart the budget is
+    training's alone, and the plan is the run of that budget which reaches its
     loss with the least compute of training and serving together.
 
     **Or a goal**: the least compute, hence time and money, for a target_loss in nats per token, or for a loss that lies
@@ -77,7 +80,11 @@ def plan(
 
     level: of all intervals. bootstrap: number of resamples, or a Bootstrap of this fit. batch_tokens: a batch to use;
     noise_scale: a measured gradient noise scale in tokens, or a mapping of columns "loss" and "noise_scale"; without either the
-    batch follows Kaplan et al. architecture: options of `accounting.shape_near` (context, vocab_size, mlp, ...).
+    batch follows Zhang et al. 2024, with Kaplan et al.'s beside. architecture: options of `accounting.shape_near` (context,
+    vocab_size, mlp, ...). group: of a fit of several groups, the one to plan for, by its own and the shared parameters and
+    the joint bootstrap.
+
+    The plan's first line, and `verdict`, say whether the fit behind it is to be trusted; `warnings` how far it lies from any run.
 
     Raises ValueError that names the argument for a law without N or D, units that are missing or unknown, values that are
     not positive, a budget too small for any model, a loss that cannot be reached, and limits that contradict each other: which
@@ -87,6 +94,7 @@ def plan(
         return plan_along_frontier(**locals())
     check_level(level)
     _check_fit(fit, bootstrap, seed)
+    fit = one_of(fit, group)
     _check_law(fit, unique_tokens)
     budget = budget_of(compute, gpu_hours, dollars, time, device, devices, utilisation, price_per_gpu_hour)
     _check_goal(budget, target_loss, target_gain, over)
@@ -165,7 +173,7 @@ class _Given:
     def of(cls, fit: Any, bootstrap: Any, seed: int, level: float, context: int) -> "_Given":
         point = {name: np.array([float(value)]) for name, value in fit.params.items()}
         if not isinstance(bootstrap, int):
-            boot = bootstrap
+            boot = fit.of_joint(bootstrap) if isinstance(fit, GroupFit) else bootstrap
             if set(boot.names) != set(point):
                 raise ValueError(
                     f"bootstrap is of another law: it has {', '.join(boot.names)}, and {fit.law.name} {', '.join(point)}."

@@ -11,8 +11,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import combinations, groupby
-from math import isfinite
+from itertools import combinations, groupby, product
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -22,33 +22,70 @@ from pyscaling._core import jacobian
 from pyscaling.accounting import parse_compute, training_flops
 from pyscaling.fitting.bootstrap import check_level, student_t
 from pyscaling.fitting.covariance import score_moments
-from pyscaling.fitting.groups import GroupedLaw
+from pyscaling.fitting.groups import one_of
 from pyscaling.fitting.result import Result, text_table
-from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, SMALLEST_N, Frontier
+from pyscaling.planning.batch import critical_batch_of_tokens
+from pyscaling.planning.frontier import SMALLEST_N, Frontier
 from pyscaling.planning.result import Quantity, log_count_axis
+from pyscaling.planning.text import verdict_of, warned, wrapped
 from pyscaling.tables import Runs
 from pyscaling.units import check_positive, format_count, is_number
 
 Array = NDArray[Any]
-Cost = Callable[[Any, Any], Any]
+Places = Mapping[str, Array]  # variable -> [K]
+Cost = Callable[..., Any]
+Price = Callable[[Places], Array]
 Target = str | Callable[[Mapping[str, Any]], Any]
 
 _AT_A_BUDGET = ("N_opt", "D_opt", "loss")
 _GRID = 33  # candidates along each of ln N and ln D: the best of them loses less than 1 % of the variance to the best there is
-_WIDEN = 4.0  # beyond the data's own range, each way
+_MOST_CANDIDATES = _GRID**2
+_BEYOND = 4.0  # times the largest of the data's own N, D, C and S
+_RATIO = 5.0, 500.0  # tokens per parameter of the runs that people make
+_LEAST_STEPS = 500.0
+_LEVELS = 9  # of a variable that is none of N, D, C, S
+_REGION = 5  # places along each variable of a region
 _UNKNOWN = 10.0  # standard deviation of what the runs say nothing of, in theta: wide enough to say nothing itself
 _MOST_RUNS = 32
+_OVER_REGION = "loss over the region"
+_SHORT = {_OVER_REGION: "loss"}
+_HONEST = "HONEST"
 
 
 @dataclass(frozen=True)
 class NextRun:
-    """One run to train: N parameters, D tokens, C = 6ND FLOPs, its cost, and the target's interval once it is trained."""
+    """One run to train: at, variable -> value (N parameters, D tokens, ...), its cost, and the target's interval after it."""
 
-    N: float
-    D: float
-    C: float
+    at: dict[str, float]
     cost: float
     after: Quantity
+
+    @property
+    def N(self) -> float:
+        return self._variable("N")
+
+    @property
+    def D(self) -> float:
+        return self._variable("D")
+
+    @property
+    def C(self) -> float:
+        """FLOPs: the law's own variable, or 6ND."""
+        return self.at["C"] if "C" in self.at else float(training_flops(self.N, self.D))
+
+    @property
+    def steps(self) -> float:
+        """At the critical batch of Zhang et al. 2024."""
+        return self.D / float(critical_batch_of_tokens(self.D))
+
+    def _variable(self, name: str) -> float:
+        if name not in self.at:
+            raise AttributeError(f"this run has no {name}; it is of {', '.join(self.at)}.")
+        return self.at[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        flops = {"C": self.C} if {"N", "D"} <= set(self.at) else {}
+        return {**self.at, **flops, "cost": self.cost, "after": asdict(self.after)}
 
 
 @dataclass(frozen=True)
@@ -59,7 +96,8 @@ class NextRuns(Result):
     `level` that it has now, and that it is expected to have when all runs are trained. spend: what was to be spent; used:
     the share that is. efficiency: the least variance that any division of the spend over these candidates could reach, in
     fractions of runs, over the variance of these (1 is the best); a lower bound. key: of the runs that were fitted and
-    the ones chosen, by which a study knows whether it has added them.
+    the ones chosen, by which a study knows whether it has added them. variables: of the law. verdict: whether to believe the
+    fit that they are chosen by.
     """
 
     runs: tuple[NextRun, ...]
@@ -73,8 +111,10 @@ class NextRuns(Result):
     efficiency: float
     key: str
     warnings: tuple[str, ...] = ()
-    _candidates: Array = field(repr=False, compare=False, kw_only=True)  # [K, 2]: N, D
-    _data: Array = field(repr=False, compare=False, kw_only=True)  # [n, 2]
+    variables: tuple[str, ...] = ("N", "D")
+    verdict: str = ""
+    _candidates: Array = field(repr=False, compare=False, kw_only=True)  # [K, V]
+    _data: Array = field(repr=False, compare=False, kw_only=True)  # [n, V]
 
     @property
     def N(self) -> Array:
@@ -93,7 +133,7 @@ class NextRuns(Result):
 
     @property
     def gain(self) -> float:
-        """How many times narrower the interval is expected to be."""
+        """How many times narrower the interval is expected to be, if the law holds."""
         return _width(self.before) / _width(self.after)
 
     def __len__(self) -> int:
@@ -102,63 +142,89 @@ class NextRuns(Result):
     def __iter__(self) -> Iterator[NextRun]:
         return iter(self.runs)
 
-    def __str__(self) -> str:
-        at = "" if self.compute is None else f" at {self.compute:.3g} FLOPs"
-        title = f"{len(self)} runs that tell most of {self.target}{at} by {self.law}, for {self.spend:.4g}"
-        head = ("runs", "N", "D", "tokens/N", "C", "cost of one", f"{self.target} then, {self.level:.0%}")
-        rows = []
-        for (N, D), group in groupby(self.runs, key=lambda run: (run.N, run.D)):
+    def _rows(self) -> list[tuple[str, ...]]:
+        both = {"N", "D"} <= set(self.variables)
+        extra = (("D/N",) if both else ()) + (("steps",) if "D" in self.variables else ())
+        rows = [
+            ("runs", *self.variables, *extra, "cost", f"{_SHORT.get(self.target, self.target)} then, {self.level:.0%}")
+        ]
+        rows.append(("now", *[""] * (len(rows[0]) - 2), self._said(self.before)))
+        for _, group in groupby(self.runs, key=lambda run: tuple(run.at.values())):
             same = list(group)
             run = same[-1]
-            count, ratio = f"{len(same)} x", f"{D / N:.3g}"
-            rows.append(
-                (count, format_count(N), format_count(D), ratio, f"{run.C:.3g}", f"{run.cost:.3g}", _written(run.after))
+            more = ((f"{run.D / run.N:.3g}",) if both else ()) + (
+                (f"{run.steps:,.0f}",) if "D" in self.variables else ()
             )
-        now = ("now", "", "", "", "", "", _written(self.before))
-        return "\n".join(
-            [
-                title,
-                text_table([head, now, *rows]),
-                f"  {self.used:.1%} of the spend; the interval gets {self.gain:.3g} times narrower; at least "
-                f"{self.efficiency:.0%} of what any runs for it could tell",
-                "  intervals here take runs for equally and independently noisy about the law; a bootstrap's may be wider",
-                *(f"! {warning}" for warning in self.warnings),
-            ]
+            counts = [format_count(value) for value in run.at.values()]
+            rows.append((f"{len(same)} x", *counts, *more, f"{run.cost:.3g}", self._said(run.after)))
+        return rows
+
+    def _said(self, quantity: Quantity) -> str:
+        write = format_count if self.target in ("N_opt", "D_opt") else "{:.4g}".format
+        return f"{write(quantity.value)} [{write(quantity.low)}, {write(quantity.high)}]"
+
+    def _title(self) -> tuple[str, str]:
+        """What it is, and whether to believe it: the latter first where it is not to be believed."""
+        at = "" if self.compute is None else f" at {self.compute:.3g} FLOPs"
+        title = f"{len(self)} runs that tell most of {self.target}{at} by {self.law}, for {self.spend:.4g}"
+        return (self.verdict, title) if self.verdict.startswith("NOT") else (title, self.verdict)
+
+    def _summary(self) -> str:
+        return (
+            f"{self.used:.1%} of the spend; the interval gets {self.gain:.3g} times narrower if the law holds; at least "
+            f"{self.efficiency:.0%} of what any runs for it could tell. {_HONEST}"
         )
 
+    def __str__(self) -> str:
+        table = text_table(self._rows())
+        title = [line for part in self._title() for line in wrapped(part, 0)]
+        return "\n".join([*title, table, *wrapped(self._summary(), 2), *warned(self.warnings)])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head, *rows = self._rows()
+        cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        table = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{cells}</tbody>"
+        caption = f'<caption style="text-align:left">{"<br>".join(map(escape, self._title()))}</caption>'
+        notes = "".join(f"<p>&#9888; {escape(warning)}</p>" for warning in self.warnings)
+        return f"<table>{caption}{table}</table><p>{escape(self._summary())}</p>{notes}"
+
     def to_dict(self) -> dict[str, Any]:
-        names = ("target", "compute", "spend", "used", "level", "law", "efficiency", "gain", "key")
+        names = ("verdict", "target", "compute", "spend", "used", "level", "law", "efficiency", "gain", "key")
         return {
             **{name: getattr(self, name) for name in names},
             "before": asdict(self.before),
             "after": asdict(self.after),
-            "runs": [asdict(run) for run in self.runs],
+            "runs": [run.to_dict() for run in self.runs],
             "warnings": list(self.warnings),
         }
 
     def to_frame(self) -> Any:
-        """One row a run: N, D, C, cost, and low and high of the target's interval once it is trained."""
+        """One row a run: its variables, C = 6ND where there are N and D, cost, and low and high of the target's interval then."""
         import pandas as pd
 
-        return pd.DataFrame(
-            [
-                {"N": r.N, "D": r.D, "C": r.C, "cost": r.cost, "low": r.after.low, "high": r.after.high}
-                for r in self.runs
-            ],
-            columns=["N", "D", "C", "cost", "low", "high"],
+        rows = [run.to_dict() for run in self.runs]
+        return pd.DataFrame([row | {"low": row["after"]["low"], "high": row["after"]["high"]} for row in rows]).drop(
+            columns="after"
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Runs fitted, candidates and the runs chosen over ln N and ln D, with lines of equal C; a matplotlib Axes."""
+        """Runs fitted, candidates and the runs chosen, over N and D with lines of equal C where the law is of both, else over
+        the law's first two variables (of one alone, over it and the cost); a matplotlib Axes."""
         if ax is None:
             import matplotlib.pyplot as plt
 
             ax = plt.figure(figsize=(6.4, 4.6), dpi=150, layout="constrained").add_subplot()
-        ax.plot(*self._candidates.T, ".", color="0.8", ms=1.5, label="candidates", zorder=1)
-        ax.plot(*self._data.T, "+k", ms=5, mew=0.8, label="fitted runs", zorder=3)
-        counts: dict[tuple[float, float], int] = {}
-        for run in self.runs:
-            counts[run.N, run.D] = counts.get((run.N, run.D), 0) + 1
+        both = {"N", "D"} <= set(self.variables)
+        names = ("N", "D") if both else self.variables[:2]
+        columns = [self.variables.index(name) for name in names]
+        alone = len(columns) == 1
+        chosen = [tuple(run.at[name] for name in names) + ((run.cost,) if alone else ()) for run in self.runs]
+        if not alone:
+            ax.plot(*self._candidates[:, columns].T, ".", color="0.8", ms=1.5, label="candidates", zorder=1)
+            ax.plot(*self._data[:, columns].T, "+k", ms=5, mew=0.8, label="fitted runs", zorder=3)
+        counts = {place: chosen.count(place) for place in chosen}
         ax.plot(*zip(*counts, strict=True), "ok", mfc="w", mew=1.4, ms=7, label=f"to train ({len(self)})", zorder=4)
         for place, count in counts.items():
             if count > 1:
@@ -166,6 +232,17 @@ class NextRuns(Result):
         ax.margins(0.06)
         for which in ("x", "y"):
             log_count_axis(ax, which)
+        labels = {"N": "N, non-embedding parameters", "D": "D, tokens"}
+        axes_names = [labels.get(name, name) for name in (*names, *(("cost",) if alone else ()))]
+        ax.set(xlabel=axes_names[0], ylabel=axes_names[1])
+        if both:
+            self._equal_compute(ax)
+        ax.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), columnspacing=1.2,
+                  handletextpad=0.4)  # fmt: skip
+        return ax
+
+    @staticmethod
+    def _equal_compute(ax: Any) -> None:
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
         least, most = np.log10(6 * left * bottom), np.log10(6 * right * top)
         step = max(1, round((most - least) / 7))
@@ -177,12 +254,8 @@ class NextRuns(Result):
                 x, max(bottom, 10.0**exponent / (6 * x)) * 1.05, f"1e{exponent}", fontsize=7, color="0.35", ha="right",
                 bbox={"facecolor": "w", "edgecolor": "none", "pad": 0.5}, zorder=2.5,
             )  # fmt: skip
-        ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="N, non-embedding parameters", ylabel="D, tokens")
-        handles, labels = ax.get_legend_handles_labels()
-        line = ax.plot([], [], ":", color="0.45", lw=0.8)[0]
-        ax.legend([*handles, line], [*labels, "equal C, FLOPs"], fontsize=8, frameon=False, ncols=4,
-                  loc="lower left", bbox_to_anchor=(0, 1), columnspacing=1.2, handletextpad=0.4)  # fmt: skip
-        return ax
+        ax.set(xlim=(left, right), ylim=(bottom, top))
+        ax.plot([], [], ":", color="0.45", lw=0.8, label="equal C, FLOPs")
 
 
 def next_runs(
@@ -191,46 +264,57 @@ def next_runs(
     *,
     target: Target = "N_opt",
     compute: float | str | None = None,
+    region: Mapping[str, Any] | None = None,
     cost: Cost | None = None,
     fixed_cost: float = 0.0,
     N_range: tuple[float, float] | None = None,
     D_range: tuple[float, float] | None = None,
     tokens_per_parameter: tuple[float, float] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     candidates: Any = None,
     max_run: float | str | None = None,
     n_runs: int | None = None,
     noise: float | None = None,
+    group: Any = None,
     average: int = 32,
     level: float = 0.9,
     seed: int = 0,
 ) -> NextRuns:
     """The affordable runs that most reduce the variance of a target, by optimal design over a fit.
 
-    fit: of a law of N and D. spend: what all runs may cost together, FLOPs or a text with a unit ("3 PF-days").
+    fit: of any law whose runs have a cost. spend: what all runs may cost together, FLOPs or a text with a unit ("3 PF-days").
     target: "N_opt", "D_opt" or "loss", the best model, its tokens or its loss at `compute` FLOPs (default: ten times the largest
-    compute among the fitted runs); a parameter's name; or a function of the parameters, called with name -> [R], giving [R].
+    compute among the fitted runs), of a law of N and D; "loss" over a region, such as {"N": (1e9, 1e10), "D": (2e10, 2e11)}
+    with a range or a value for each variable: the mean variance of ln L over a grid there; a parameter's name; or a function
+    of the parameters, called with name -> [R], giving [R].
 
-    **What a run costs**: cost(N, D), called with arrays [K], in the unit of spend; 6ND FLOPs unless given. fixed_cost: of each
-    run besides. max_run: the most that one may cost; n_runs: how many at most (32 unless given). The same run may be
-    chosen several times, to be trained with other seeds.
+    **What a run costs**: cost, called with arrays [K] as cost(N, D) for a law of N and D, else by the names of the law's
+    variables, as cost(N=..., experts=...); in the unit of spend. Unless given 6ND FLOPs, or C of a law of C; other laws need it.
+    fixed_cost: of each run besides. max_run: the most that one may cost; n_runs: how many at most (32 unless given). The
+    same run may be chosen several times, to be trained with other seeds.
 
-    **Which runs**: N and D in N_range and D_range and with D/N in tokens_per_parameter, each (low, high); by default the fitted
-    runs' own ranges, four times wider at either end, for a law is not known far from its runs. Or candidates: a table of
-    columns N and D that lists them, such as the shapes that exist.
+    **Which runs**: N and D in N_range and D_range and with D/N in tokens_per_parameter, each (low, high), and any variable
+    in ranges={"experts": (1, 64)}. By default what people run: from the least N and D of the fitted runs to four times the
+    largest, for a law is not known far from its runs; 5 to 500 tokens per parameter, or where a quarter of the fitted
+    runs lies beyond these, as far as that quarter does; any other variable at values that the fitted runs have. Or
+    candidates: a table of columns named as the variables that lists them, such as the shapes that exist.
 
     noise: standard deviation of a run about the law, in the units of the fit's residual (by default as the fit has it under
-    its own objective). average: bootstrap samples over which the mean of the log variance is minimised, so that runs are
-    good for all parameters that the fit deems likely; 0 for those at its estimate alone (local design). seed: theirs.
-    Intervals before and after are of `level`, at the estimate, model-based (runs of equal and independent noise), with
-    Student's t; they hold if the law does.
+    its own objective). group: of a fit of several, whose runs are to be chosen. average: bootstrap samples over which the mean
+    of the log variance is minimised, so that runs are good for all parameters that the fit deems likely; 0 for those at its
+    estimate alone (local design). seed: theirs. Intervals before and after are of `level`, at the estimate, model-based
+    (runs of equal and independent noise), with Student's t; they hold if the law does, see docs/planning.md for what a refit
+    comes to where it does not.
 
     The runs are found greedily, and from the rounded optimum of the continuous relaxation, then exchanged one by one
     and in pairs (Fedorov 1972); `efficiency` compares them with a bound from that relaxation.
-    Raises ValueError that names the argument for what is negative, not finite or unknown, a law without N or D, ranges that
+    Raises ValueError that names the argument for what is negative, not finite or unknown, a law without a known cost, ranges that
     are reversed or leave no run, a spend below the cheapest run, and a cost that is not positive.
     """
     check_level(level)
-    _check_fit(fit)
+    fit = one_of(fit, group)
+    joint = getattr(fit, "joint", fit)
+    _check_fit(joint)
     total = _amount("spend", spend)
     if total > 1e100:
         raise ValueError(f"spend={spend!r} is beyond any compute there is; give what can be spent.")
@@ -241,21 +325,24 @@ def next_runs(
     most_runs = _whole("n_runs", _MOST_RUNS if n_runs is None else n_runs, 1)
     _whole("average", average, 0)
     most = total if max_run is None else min(total, _amount("max_run", max_run))
+    names = tuple(sorted(fit.law.variables, key=lambda name: {"N": 0, "D": 1}.get(name, 2)))
+    paid = _cost_of(fit.law.name, names, cost)
 
-    def price(N: Array, D: Array) -> Array:
-        return _priced(cost, N, D) + fixed_cost
+    def price(places: Places) -> Array:
+        return paid(places) + fixed_cost
 
-    place, charge = _candidates(fit.runs, price, total, most, N_range, D_range, tokens_per_parameter, candidates)
-    budget = _budget(fit, target, compute)
-    function, name = _target(fit, target, budget)
-    information = _Information.of(fit, function, name, place, noise)
-    here = information.whitened(fit.theta)
+    given = _given_ranges(names, N_range, D_range, ranges)
+    places, charge = _candidates(fit.runs, names, price, total, most, given, tokens_per_parameter, candidates)
+    budget = _budget(fit, target, compute, region)
+    function, name = _target(fit, target, budget, region)
+    information = _Information.of(joint, fit, function, name, places, noise)
+    here = information.whitened(joint.theta)
     if here is None:
         raise ValueError(
             f"{name} of {fit.law.name} does not change with its parameters, or not finitely, at the estimate "
-            f"({_at(fit.params, function)}); no run can tell more of it."
+            f"({_at(fit.params, function):.4g}); no run can tell more of it."
         )
-    drawn = [information.whitened(theta) for theta in _samples(fit, average, seed)]
+    drawn = [information.whitened(theta) for theta in _samples(joint, average, seed)]
     states = [here, *(state for state in drawn if state is not None)]
     spendable = min(total, most_runs * float(charge.max()))
     search = _Search(np.stack([J for J, _ in states]), np.stack([g for _, g in states]), charge, spendable, most_runs)
@@ -263,24 +350,25 @@ def next_runs(
 
     at_estimate = _Search(here[0][None], here[1][None], charge, spendable, most_runs)
     order = at_estimate.ordered(chosen)
-    value = float(function({key: np.array([v]) for key, v in fit.params.items()})[0])
-    points = fit.problem.n_runs - fit.problem.n_free
+    value = _at(fit.params, function)
+    points = joint.problem.n_runs - joint.problem.n_free
 
     def interval(indices: list[int]) -> Quantity:
         error = float(np.exp(at_estimate.criterion(indices) / 2))
         reach = student_t(0.5 + level / 2, max(1, points + len(indices))) * error
+        if region is not None:  # the root mean square error of ln L
+            return Quantity(float(np.exp(value)), float(np.exp(value - reach)), float(np.exp(value + reach)))
         if value > 0:  # relative, as Bootstrap.interval has it
             reach = min(reach / value, 700.0)
             return Quantity(value, value * float(np.exp(-reach)), value * float(np.exp(reach)))
         return Quantity(value, value - reach, value + reach)
 
     runs = tuple(
-        NextRun(N, D, training_flops(N, D), float(charge[k]), interval(order[: i + 1]))
+        NextRun({key: float(places[key][k]) for key in names}, float(charge[k]), interval(order[: i + 1]))
         for i, k in enumerate(order)
-        for N, D in [place[k].tolist()]
     )
     before, after = interval([]), interval(order)
-    N, D = fit.runs["N"], fit.runs["D"]
+    warnings = tuple(_warnings(fit, names, name, budget, before, runs, most_runs, total))
     return NextRuns(
         runs,
         name,
@@ -291,10 +379,12 @@ def next_runs(
         level,
         fit.law.name,
         search.efficiency(chosen),
-        _key(fit, runs),
-        tuple(_warnings(fit, name, budget, before, after, runs, most_runs, total)),
-        _candidates=place,
-        _data=np.stack([N, D], axis=1),
+        _key(joint, names, runs),
+        warnings,
+        names,
+        verdict_of(fit, warnings),
+        _candidates=np.stack([places[key] for key in names], axis=1),
+        _data=np.stack([np.asarray(fit.runs[key]) for key in names], axis=1),
     )
 
 
@@ -303,26 +393,33 @@ class _Information:
     """What the fitted runs tell of the free parameters, and what each candidate would add."""
 
     problem: Any
-    function: Callable[[Mapping[str, Array]], Array]
+    function: Callable[[Mapping[str, Array]], Array]  # of the problem's parameters
     columns: Any  # of the candidates
     free: NDArray[np.intp]
     tau: float  # noise of a run to come, in the units of the fit's residual
     known: float  # of a fitted run, as the objective sees it
 
     @classmethod
-    def of(cls, fit: Any, function: Any, name: str, place: Array, noise: float | None) -> "_Information":
-        problem = fit.problem
+    def of(cls, joint: Any, fit: Any, function: Any, name: str, places: Places, noise: float | None) -> "_Information":
+        problem = joint.problem
         free = np.flatnonzero(problem.lower < problem.upper)
         if not free.size:
             raise ValueError(f"every parameter of {fit.law.name} is fixed; no run can tell more of {name}.")
-        slope, variance = score_moments(fit)
+        slope, variance = score_moments(joint)
         known = float(np.sqrt(variance) / slope)
-        columns = problem.compiled.columns({"N": place[:, 0], "D": place[:, 1]})
+        count = len(next(iter(places.values())))
+        member = {flag: np.full(count, value) for flag, value in getattr(fit, "membership", {}).items()}
+        columns = problem.compiled.columns({**places, **member})
+        own = getattr(fit, "names", {key: key for key in fit.params})
         tau = known if noise is None else float(noise)
-        return cls(problem, function, columns, free, max(tau, 1e-9), max(known, 1e-9))
+
+        def of_problem(params: Mapping[str, Array]) -> Array:
+            return np.asarray(function({key: params[joint_name] for key, joint_name in own.items()}))
+
+        return cls(problem, of_problem, columns, free, max(tau, 1e-9), max(known, 1e-9))
 
     def whitened(self, theta: Array) -> tuple[Array, Array] | None:
-        """Derivatives [K, P] of candidates over their noise, and the target's [P], where the fit's own information is 1."""
+        """Derivatives [K, P] of candidates over their noise, and the target's [P, Q], where the fit's own information is 1."""
         weights = self.problem.weights / self.problem.weights.mean()
         _, before = self.problem.value_and_jacobian(theta)
         _, derivatives = jacobian(self.problem.compiled.tape, self.columns, theta)
@@ -331,6 +428,9 @@ class _Information:
         X = before[:, self.free] * (np.sqrt(weights) / self.known)[:, None]
         if not (np.isfinite(J).all() and np.isfinite(X).all() and np.isfinite(gradient).all() and gradient.any()):
             return None
+        if gradient.shape[1] > 1:  # G G' is all that counts: at most P columns
+            size, axes = np.linalg.eigh(gradient @ gradient.T)
+            gradient = axes * np.sqrt(np.maximum(size, 0.0))
         _, root = np.linalg.qr(np.concatenate([X, np.eye(len(self.free)) / _UNKNOWN]))  # R'R = information
         return np.linalg.solve(root.T, J.T).T, np.linalg.solve(root.T, gradient)
 
@@ -341,17 +441,59 @@ class _Information:
 def _check_fit(fit: Any) -> None:
     if not hasattr(fit, "problem"):
         raise ValueError(f"fit must come from ps.fit, got {type(fit).__name__}.")
-    if isinstance(fit.law, GroupedLaw):
-        raise ValueError(f"fit has groups ({', '.join(fit.law.labels)}); fit one of them alone to plan its next runs.")
-    missing = [name for name in ("N", "D") if name not in fit.law.variables]
-    if missing:
+
+
+def _cost_of(law: str, names: tuple[str, ...], cost: Cost | None) -> Price:
+    """The cost of runs by their variables."""
+    both = {"N", "D"} <= set(names)
+    if cost is None:
+        if both:
+            return lambda places: np.asarray(training_flops(places["N"], places["D"]))
+        if "C" in names:
+            return lambda places: np.asarray(places["C"])
+        listed = ", ".join(names)
         raise ValueError(
-            f"law={fit.law.name!r} has no {' and no '.join(missing)}; runs are planned by a law of both N and D, such as "
-            "'chinchilla'."
+            f"cost is missing: what a run of {law} costs does not follow from {listed}; give cost=, a function of "
+            f"{listed} as arrays, such as lambda {listed}: 6 * {names[0]} * 2e10."
         )
-    extra = [name for name in fit.law.variables if name not in ("N", "D")]
-    if extra:
-        raise ValueError(f"law={fit.law.name!r} also depends on {', '.join(extra)}; next_runs needs a law of N and D.")
+    if not callable(cost):
+        raise ValueError(f"cost must be a function of {' and '.join(names)}, got {cost!r}.")
+
+    def priced(places: Places) -> Array:
+        count = len(next(iter(places.values())))
+        try:
+            by_name = {name: places[name] for name in names}
+            values = cost(*by_name.values()) if set(names) == {"N", "D"} else cost(**by_name)
+            found = np.broadcast_to(np.asarray(values, dtype=np.float64), (count,))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"cost must take arrays of {' and '.join(names)} and give as many numbers: {error}."
+            ) from None
+        bad = np.flatnonzero(~(np.isfinite(found) & (found > 0)))
+        if bad.size:
+            k = int(bad[0])
+            where = ", ".join(f"{name}={places[name][k]:.3g}" for name in names)
+            raise ValueError(f"cost must be finite and positive; of {where} it is {found[k]:g}.")
+        return found
+
+    return priced
+
+
+def _given_ranges(names: tuple[str, ...], N_range: Any, D_range: Any, ranges: Any) -> dict[str, tuple[float, float]]:
+    if not isinstance(ranges, Mapping | None):
+        raise ValueError(f'ranges must map variables to (low, high), as in {{"experts": (1, 64)}}, got {ranges!r}.')
+    given = {}
+    every = [("N_range", "N", N_range), ("D_range", "D", D_range)]
+    every += [(f"ranges[{name!r}]", name, value) for name, value in (ranges or {}).items()]
+    for argument, name, value in every:
+        if value is None:
+            continue
+        if name not in names:
+            raise ValueError(f"{argument} is of no variable of the law; those are {', '.join(names)}.")
+        if name in given:
+            raise ValueError(f"{name} has two ranges, {name}_range and ranges[{name!r}]; leave one out.")
+        given[name] = _range(argument, value)
+    return given
 
 
 def _amount(name: str, value: float | str) -> float:
@@ -383,94 +525,140 @@ def _range(name: str, given: Any) -> tuple[float, float]:
     return low, high
 
 
-def _around(values: Array, name: str, given: Any) -> tuple[float, float]:
+def _bounds(name: str, values: Array, given: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """Where candidates of N, D, C or S lie: from the least of the runs, to a few times the largest."""
+    return given.get(name, (float(values.min()), _BEYOND * float(values.max())))
+
+
+def _usual_ratio(ratio: Array, given: Any) -> tuple[float, float]:
+    """Tokens per parameter: what people run, or as far as a quarter of the fitted runs goes beyond."""
     if given is not None:
-        return _range(name, given)
-    return float(values.min()) / _WIDEN, float(values.max()) * _WIDEN
+        return _range("tokens_per_parameter", given)
+    low, high = np.quantile(ratio, [0.25, 0.75])
+    return min(_RATIO[0], float(low)), max(_RATIO[1], float(high))
 
 
-def _priced(cost: Cost | None, N: Array, D: Array) -> Array:
-    if cost is None:
-        return np.asarray(FLOPS_PER_PARAMETER_TOKEN * N * D)
-    if not callable(cost):
-        raise ValueError(f"cost must be a function of N and D, got {cost!r}.")
-    try:
-        priced = np.broadcast_to(np.asarray(cost(N, D), dtype=np.float64), N.shape)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"cost must take arrays of N and D and give as many numbers: {error}.") from None
-    bad = np.flatnonzero(~(np.isfinite(priced) & (priced > 0)))
-    if bad.size:
-        k = int(bad[0])
-        raise ValueError(f"cost must be finite and positive; of N={N[k]:.3g}, D={D[k]:.3g} it is {priced[k]:g}.")
-    return priced
+def _levels(name: str, values: Array, given: Mapping[str, tuple[float, float]], count: int) -> Array:
+    """Values of a variable to choose among: of N, D, C and S between their ends, else those that the runs have."""
+    if name in ("N", "D", "C", "S"):
+        return np.unique(np.geomspace(*_bounds(name, values, given), count))
+    if name not in given:
+        known = np.unique(values)
+        return (
+            known if len(known) <= count else np.unique(np.quantile(known, np.linspace(0, 1, count), method="nearest"))
+        )
+    found = np.unique(np.geomspace(*given[name], count))
+    return np.unique(np.round(found)) if np.all(values == np.round(values)) and given[name][0] >= 1 else found
 
 
 def _candidates(
-    runs: Runs, price: Callable[[Array, Array], Array], spend: float, most: float, N_range: Any, D_range: Any, ratio: Any,
-    candidates: Any,
-) -> tuple[Array, Array]:  # fmt: skip
-    """(N, D) [K, 2] of the runs to choose from, and their cost [K]: none above `most`."""
+    runs: Runs, names: tuple[str, ...], price: Price, spend: float, most: float, given: Mapping[str, tuple[float, float]],
+    ratio: Any, candidates: Any,
+) -> tuple[dict[str, Array], Array]:  # fmt: skip
+    """Variables [K] of the runs to choose from, and their cost [K]: none above `most`."""
+    both = {"N", "D"} <= set(names)
     if candidates is not None:
-        if any(given is not None for given in (N_range, D_range, ratio)):
-            raise ValueError("candidates list the runs; N_range, D_range and tokens_per_parameter say nothing beside.")
+        if given or ratio is not None:
+            raise ValueError(
+                "candidates list the runs; N_range, D_range, ranges and tokens_per_parameter say nothing beside."
+            )
         table = candidates if isinstance(candidates, Runs) else Runs(candidates, source="candidates")
-        N, D = (np.asarray(table[name], dtype=np.float64) for name in ("N", "D"))
-        if not len(N):
+        places = {name: np.asarray(table[name], dtype=np.float64) for name in names}
+        if not len(places[names[0]]):
             raise ValueError("candidates hold no run.")
     else:
-        N_low, N_high = _around(runs["N"], "N_range", N_range)
-        if N_range is None:  # models that exist
-            N_low = min(max(N_low, SMALLEST_N), float(runs["N"].min()))
-        D_low, D_high = _around(runs["D"], "D_range", D_range)
-        least, largest = _around(runs["D"] / runs["N"], "tokens_per_parameter", ratio)
-        grid_N = np.unique(np.geomspace(N_low, N_high, _GRID))
-        low, high = np.maximum(D_low, least * grid_N), np.minimum(D_high, largest * grid_N)
-        kept = low <= high * (1 + 1e-12)
-        if not kept.any():
+        if ratio is not None and not both:
             raise ValueError(
-                f"N_range=({N_low:.3g}, {N_high:.3g}), D_range=({D_low:.3g}, {D_high:.3g}) and tokens_per_parameter="
-                f"({least:.3g}, {largest:.3g}) leave no run; widen one."
+                f"tokens_per_parameter={ratio!r} is for a law of N and D; this one is of {', '.join(names)}."
             )
-        grid_N, low, high = grid_N[kept], low[kept], np.maximum(low, high)[kept]
-        # a run may spend all that one may cost: where it can, D ends there, and not at a step of the grid below
-        N, D = _grid(grid_N, low, _affordable(price, grid_N, low, high, most))
-    charge = price(N, D)
+        data = {name: np.asarray(runs[name], dtype=np.float64) for name in names}
+        others = [name for name in names if not (both and name in ("N", "D"))]
+        axes = [_levels(name, data[name], given, _LEVELS if len(names) > 1 else 4 * _GRID) for name in others]
+        rest = [np.array([values[i] for values in product(*axes)]) for i in range(len(others))]
+        if both:
+            count = len(rest[0]) if rest else 1
+            side = min(_GRID, max(7, int(sqrt(_MOST_CANDIDATES / count))))
+            places = _of_N_and_D(data, dict(zip(others, rest, strict=True)), price, most, given, ratio, side)
+        else:
+            places = dict(zip(others, rest, strict=True))
+    charge = price(places)
     affordable = charge <= most * (1 + 1e-9)
     if not affordable.any():
         k = int(np.argmin(charge))
         limit = f"spend={spend:.4g}" if most == spend else f"max_run={most:.4g}"
+        where = " and ".join(f"{name}={places[name][k]:.3g}" for name in names)
         raise ValueError(
-            f"{limit} pays for no run: the cheapest, N={N[k]:.3g} and D={D[k]:.3g}, costs {charge[k]:.4g}; raise it, or "
-            "allow smaller runs."
+            f"{limit} pays for no run: the cheapest, {where}, costs {charge[k]:.4g}; raise it, or allow smaller runs."
         )
-    place = np.stack([N, D], axis=1)[affordable]
-    return place, charge[affordable]
+    return {name: values[affordable] for name, values in places.items()}, charge[affordable]
 
 
-def _grid(N: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Points [K] at the grid's N and at equal steps of ln D from low to high, which depend on N."""
-    share = np.linspace(0, 1, _GRID)
-    D = low[:, None] * (high / low)[:, None] ** share
-    points = np.unique(np.stack([np.broadcast_to(N[:, None], D.shape).ravel(), D.ravel()], axis=1), axis=0)
-    return points[:, 0], points[:, 1]
+def _of_N_and_D(
+    data: Places,
+    others: Places,
+    price: Price,
+    most: float,
+    given: Mapping[str, tuple[float, float]],
+    ratio: Any,
+    side: int,
+) -> dict[str, Array]:
+    """A grid of ln N, and of ln D between ends that depend on N, at each level of the other variables."""
+    N_low, N_high = _bounds("N", data["N"], given)
+    N_low = N_low if "N" in given else min(max(N_low, SMALLEST_N), float(data["N"].min()))  # models that exist
+    D_low, D_high = _bounds("D", data["D"], given)
+    least, largest = _usual_ratio(data["D"] / data["N"], ratio)
+    grid_N = np.unique(np.geomspace(N_low, N_high, side))
+    low, high = np.maximum(D_low, least * grid_N), np.minimum(D_high, largest * grid_N)
+    kept = low <= high * (1 + 1e-12)
+    if not kept.any():
+        raise ValueError(
+            f"N_range=({N_low:.3g}, {N_high:.3g}), D_range=({D_low:.3g}, {D_high:.3g}) and tokens_per_parameter="
+            f"({least:.3g}, {largest:.3g}) leave no run; widen one."
+        )
+    grid_N, low, high = grid_N[kept], low[kept], np.maximum(low, high)[kept]
+    levels = len(next(iter(others.values()))) if others else 1
+    wide = {name: np.repeat(values, len(grid_N)) for name, values in others.items()}
+    N, first, last = (np.tile(values, levels) for values in (grid_N, low, high))
+
+    def of_tokens(D: Array) -> Array:
+        return price({"N": N, "D": D, **wide})
+
+    # a run may spend all that one may cost: where it can, D ends there, and not at a step of the grid below
+    end = _affordable(of_tokens, first, last, most)
+    D = first[:, None] * (end / first)[:, None] ** np.linspace(0, 1, side)
+    columns = [np.broadcast_to(values[:, None], D.shape).ravel() for values in (N, *wide.values())]
+    points = np.unique(np.stack([columns[0], D.ravel(), *columns[1:]], axis=1), axis=0)
+    return dict(zip(("N", "D", *others), points.T, strict=True))
 
 
-def _affordable(price: Callable[[Array, Array], Array], N: Array, low: Array, high: Array, most: float) -> Array:
+def _affordable(price: Callable[[Array], Array], low: Array, high: Array, most: float) -> Array:
     """The largest D [k] up to high whose run costs `most` or less; low where none does."""
     a, b = np.log(low), np.log(high)
-    whole = price(N, high) <= most
+    whole = price(high) <= most
     for _ in range(50):
         middle = (a + b) / 2
-        below = price(N, np.exp(middle)) <= most
+        below = price(np.exp(middle)) <= most
         a, b = np.where(below, middle, a), np.where(below, b, middle)
     return np.where(whole, high, np.exp(a))
 
 
-def _budget(fit: Any, target: Target, compute: float | str | None) -> float | None:
+def _budget(fit: Any, target: Target, compute: float | str | None, region: Any) -> float | None:
+    if region is not None:
+        if target != "loss":
+            raise ValueError(f'region={region!r} is of the loss; give target="loss", or leave region out.')
+        if compute is not None:
+            raise ValueError(f"region and compute={compute!r} both say where the loss is meant; give one of them.")
+        return None
     if not (isinstance(target, str) and target in _AT_A_BUDGET):
         if compute is not None:
             raise ValueError(f"compute={compute!r} says nothing of target={target!r}, which is no value at a budget.")
         return None
+    if set(fit.law.variables) != {"N", "D"}:
+        raise ValueError(
+            f"target={target!r} at a budget needs a law of N and D, and {fit.law.name} is of {', '.join(fit.law.variables)}; "
+            f'give target="loss" with region={{variable: (low, high)}}, one of the parameters {", ".join(fit.law.names)}, or a '
+            "function of them."
+        )
     if compute is not None:
         return parse_compute(compute)
     return 10 * _largest_compute(fit)
@@ -481,8 +669,34 @@ def _largest_compute(fit: Any) -> float:
     return float(np.max(runs["C"] if "C" in runs.columns else training_flops(runs["N"], runs["D"])))
 
 
-def _target(fit: Any, target: Target, compute: float | None) -> tuple[Callable[[Mapping[str, Any]], Array], str]:
-    """The target as a function of parameters name -> [R], giving [R], and its name."""
+def _over_region(fit: Any, region: Any) -> Callable[[Mapping[str, Any]], Array]:
+    """ln L at a grid over the region, [R, J]."""
+    names = fit.law.variables
+    if not isinstance(region, Mapping) or set(region) != set(names):
+        raise ValueError(
+            f"region must give a value or (low, high) for each of {', '.join(names)}, got {region!r}; for example "
+            f"region={{{', '.join(f'{name!r}: (low, high)' for name in names)}}}."
+        )
+    axes = []
+    for name in names:
+        low, high = (region[name],) * 2 if is_number(region[name]) else region[name]
+        axes.append(np.unique(np.geomspace(*_range(f"region[{name!r}]", (low, high)), _REGION)))
+    grid = dict(zip(names, (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")), strict=True))
+
+    def log_loss(params: Mapping[str, Any]) -> Array:
+        columns = {name: np.asarray(value, dtype=np.float64)[:, None] for name, value in params.items()}
+        with np.errstate(all="ignore"):
+            return np.asarray(np.log(fit.law.evaluate(columns, **grid)))
+
+    return log_loss
+
+
+def _target(
+    fit: Any, target: Target, compute: float | None, region: Any = None
+) -> tuple[Callable[[Mapping[str, Any]], Array], str]:
+    """The target as a function of parameters name -> [R], giving [R] (of a region [R, J]), and its name."""
+    if region is not None:
+        return _over_region(fit, region), _OVER_REGION
     if callable(target):
 
         def called(params: Mapping[str, Any]) -> Array:
@@ -504,7 +718,7 @@ def _target(fit: Any, target: Target, compute: float | None) -> tuple[Callable[[
             f"target={target!r} is unknown; known are {', '.join(_AT_A_BUDGET)}, the parameters {', '.join(fit.law.names)}, "
             "and functions of them."
         )
-    frontier = Frontier(fit.law, 1.0, compute / FLOPS_PER_PARAMETER_TOKEN)
+    frontier = Frontier(fit.law, 1.0, compute / 6)
 
     def at_budget(params: Mapping[str, Any]) -> Array:
         N = frontier.best_N(params, compute)
@@ -518,14 +732,15 @@ def _target(fit: Any, target: Target, compute: float | None) -> tuple[Callable[[
 
 
 def _gradient(problem: Any, function: Callable[[Mapping[str, Any]], Array], theta: Array) -> Array:
-    """Of the target by theta [P], by fourth-order central differences."""
+    """Of the target by theta [P, Q], by fourth-order central differences; of Q values their mean square is the target's."""
     step = 1e-3 * np.maximum(1.0, np.abs(theta)) * np.where(np.abs(theta) < 1, 0.3, 1.0)
     offsets = np.array([1.0, -1.0, 2.0, -2.0])
     points = theta + offsets[:, None, None] * np.diag(step)  # [4, P, P]
     params = dict(zip(problem.law.names, problem.to_params(points.reshape(-1, len(theta))).T, strict=True))
     with np.errstate(all="ignore"):
-        up, down, far_up, far_down = np.asarray(function(params)).reshape(4, len(theta))
-        return (8 * (up - down) - (far_up - far_down)) / (12 * step)
+        up, down, far_up, far_down = np.asarray(function(params)).reshape(4, len(theta), -1)
+        slope = (8 * (up - down) - (far_up - far_down)) / (12 * step[:, None])
+    return slope / sqrt(slope.shape[1])
 
 
 def _samples(fit: Any, count: int, seed: int) -> list[Array]:
@@ -543,8 +758,8 @@ def _samples(fit: Any, count: int, seed: int) -> list[Array]:
 class _Search:
     """Indices of candidates, with repetition, of the least mean log variance for a spend and a number of runs.
 
-    J [S, K, P]: a candidate's derivatives over its noise for each of S parameter samples; g [S, P]: the target's, both in
-    coordinates where what is known already is 1. cost [K].
+    J [S, K, P]: a candidate's derivatives over its noise for each of S parameter samples; g [S, P, Q]: the target's, whose
+    variance is the sum over Q, both in coordinates where what is known already is 1. cost [K].
     """
 
     def __init__(self, J: Array, g: Array, cost: Array, spend: float, n_runs: int) -> None:
@@ -562,7 +777,7 @@ class _Search:
     def criterion(self, chosen: list[int], inverse: Array | None = None) -> float:
         """Mean log variance of the target."""
         inverse = self._inverse(chosen) if inverse is None else inverse
-        return float(np.mean(np.log(np.einsum("sp,spq,sq->s", self.g, inverse, self.g))))
+        return float(np.mean(np.log(np.einsum("spq,spr,srq->s", self.g, inverse, self.g))))
 
     def ordered(self, chosen: list[int]) -> list[int]:
         """By what each tells for its cost, given those before; equal ones together."""
@@ -604,11 +819,15 @@ class _Search:
 
     def _gains(self, inverse: Array) -> Array:
         """Change of the criterion by one run at each candidate [K], negative; by Sherman & Morrison."""
-        b = (inverse @ self.g[:, :, None])[:, :, 0]
-        variance = np.sum(self.g * b, axis=1, keepdims=True)
-        along = (b[:, None, :] @ self.J)[:, 0]  # [S, K]
+        share = self._along(inverse, self.J)
         spread = np.sum((inverse @ self.J) * self.J, axis=1)
-        return np.mean(np.log1p(-np.minimum(along**2 / ((1 + spread) * variance), 1 - 1e-15)), axis=0)
+        return np.mean(np.log1p(-np.minimum(share / (1 + spread), 1 - 1e-15)), axis=0)
+
+    def _along(self, inverse: Array, J: Array) -> Array:
+        """What a candidate of J [S, P, k] says in the target's direction, over the target's variance: [S, k]."""
+        b = inverse @ self.g  # [S, P, Q]
+        variance = np.sum(self.g * b, axis=(1, 2))[:, None]
+        return np.sum((b.transpose(0, 2, 1) @ J) ** 2, axis=1) / variance
 
     def _exchanged(self, chosen: list[int]) -> list[int]:
         """By exchanging one run for another, then one or two for whatever fills their place, until nothing helps."""
@@ -692,9 +911,7 @@ class _Search:
 
     def _slope(self, inverse: Array, J: Array) -> Array:
         """How fast the criterion falls with the number of runs at each candidate [k] of J [S, P, k]."""
-        b = (inverse @ self.g[:, :, None])[:, :, 0]
-        variance = np.sum(self.g * b, axis=1, keepdims=True)
-        return np.mean((b[:, None, :] @ J)[:, 0] ** 2 / variance, axis=0)
+        return np.mean(self._along(inverse, J), axis=0)
 
     def _rounded(self) -> list[int]:
         """The relaxation's optimum in whole runs, the rest filled up."""
@@ -713,25 +930,22 @@ def _width(quantity: Quantity) -> float:
     return quantity.high - quantity.low
 
 
-def _written(quantity: Quantity) -> str:
-    return f"{quantity.value:.3g} [{quantity.low:.3g}, {quantity.high:.3g}]"
+def _at(params: Mapping[str, float], function: Callable[[Mapping[str, Any]], Array]) -> float:
+    """The target at a fit's parameters; of a region the mean."""
+    return float(np.mean(function({name: np.array([value]) for name, value in params.items()})))
 
 
-def _at(params: Mapping[str, float], function: Callable[[Mapping[str, Any]], Array]) -> str:
-    return f"{float(function({name: np.array([value]) for name, value in params.items()})[0]):.4g}"
-
-
-def _key(fit: Any, runs: tuple[NextRun, ...]) -> str:
+def _key(joint: Any, names: tuple[str, ...], runs: tuple[NextRun, ...]) -> str:
     import hashlib
 
-    table = np.stack([fit.runs["N"], fit.runs["D"], fit.problem.y]).tobytes()
-    chosen = np.array(sorted((run.N, run.D) for run in runs)).tobytes()
+    table = np.stack([*(np.asarray(joint.runs[name]) for name in names), joint.problem.y]).tobytes()
+    chosen = np.array(sorted(tuple(run.at.values()) for run in runs)).tobytes()
     return hashlib.sha256(table + chosen).hexdigest()[:8]
 
 
 def _warnings(
-    fit: Any, name: str, compute: float | None, before: Quantity, after: Quantity, runs: tuple[NextRun, ...], most: int,
-    spend: float,
+    fit: Any, names: tuple[str, ...], name: str, compute: float | None, before: Quantity, runs: tuple[NextRun, ...],
+    most: int, spend: float,
 ) -> Iterator[str]:  # fmt: skip
     if not fit.evidence.trustworthy:
         yield f"the fit is not to be trusted: {'; '.join(fit.evidence.concerns)}"
@@ -741,17 +955,25 @@ def _warnings(
         yield f"{name} is uncertain by more than a factor of 3: train some of the runs, fit, and plan again"
     if compute is not None and (beyond := compute / _largest_compute(fit)) > 1e3:
         yield f"{compute:.3g} FLOPs are {beyond:.3g} times the largest run's; the interval holds if the law holds there"
-    N, D = fit.runs["N"], fit.runs["D"]
-    outside = sum(
-        not (
-            0.99 * N.min() <= run.N <= 1.01 * N.max()
-            and 0.99 * D.min() <= run.D <= 1.01 * D.max()
-            and 0.99 * (D / N).min() <= run.D / run.N <= 1.01 * (D / N).max()
-        )
-        for run in runs
-    )
+    seen = {key: np.asarray(fit.runs[key]) for key in names}
+    both = {"N", "D"} <= set(names)
+    if both:
+        seen["D/N"] = seen["D"] / seen["N"]
+
+    def inside(run: NextRun) -> bool:
+        at = run.at | ({"D/N": run.D / run.N} if both else {})
+        return all(0.99 * values.min() <= at[key] <= 1.01 * values.max() for key, values in seen.items())
+
+    outside = sum(not inside(run) for run in runs)
     if outside:
-        yield f"{outside} of {len(runs)} runs lie outside the fitted runs' N, D or D/N, where the law is a guess until they are"
+        where = "N, D or D/N" if set(names) == {"N", "D"} else ", ".join(seen)
+        yield f"{outside} of {len(runs)} runs lie outside the fitted runs' {where}, where the law is a guess until they are"
+    few = sum(run.steps < _LEAST_STEPS and 0.99 * seen["D"].min() > run.D for run in runs) if "D" in names else 0
+    if few:
+        yield (
+            f"{few} of {len(runs)} runs see fewer tokens than any fitted run, and make fewer than {_LEAST_STEPS:.0f} steps at "
+            "the critical batch: raise D_range, or train them at a smaller batch"
+        )
     used = sum(run.cost for run in runs)
     if len(runs) == most and used < 0.9 * spend:
         yield f"n_runs={most} leaves {1 - used / spend:.0%} of the spend; allow more runs, or dearer ones"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyscaling.accounting import parse_compute
 from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.gain import compute_needed
+from pyscaling.fitting.groups import GroupedLaw
 from pyscaling.fitting.result import Result, new_axes
 from pyscaling.planning.frontier import Frontier
 from pyscaling.units import check_positive
@@ -143,7 +144,8 @@ def overtake(
 ) -> Overtake:
     """The compute at which B overtakes A, and back: all C where L_A(C) = L_B(C), with intervals from both bootstraps.
 
-    A, B: fits of a law of C, or of N and D (or kaplan.KnownLaws); each of the latter is taken at its best N for C = 6ND. within:
+    A, B: fits of a law of C, or of N and D (or kaplan.KnownLaws, or planning.GroupFit(fit, "code"), a group of a fit of
+    several, whose resamples are shared with another group's); each of the latter is taken at its best N for C = 6ND. within:
     smallest and largest FLOPs; by default from the least compute of both fits' runs to 1,000 times the largest.
     bootstrap: number of resamples of each, or a Bootstrap of each; samples are paired in order, as those of independent
     fits may be. An interval is of each sample's nearest crossing of the same direction; a sample without one counts as 0 or
@@ -154,13 +156,21 @@ def overtake(
     for name, given in (("A", A), ("B", B)):
         if not all(hasattr(given, part) for part in ("law", "params", "evaluate", "bootstrap")):
             raise ValueError(f"{name} must be what ps.fit returns, or a planning.KnownLaw, got {given!r}.")
+        if isinstance(given.law, GroupedLaw):
+            labels = ", ".join(given.law.labels)
+            raise ValueError(
+                f"{name} is a fit of {labels}; say which, as planning.GroupFit({name}, {given.law.labels[0]!r})."
+            )
     range_ = _range(A, B, within)
     if isinstance(bootstrap, tuple):
         boots = bootstrap
     else:
         if bootstrap < 2:
             raise ValueError(f"bootstrap must be at least 2 resamples, got {bootstrap}; 1,000 make a steady interval.")
-        boots = (A.bootstrap(bootstrap, seed=seed), B.bootstrap(bootstrap, seed=seed + 1))
+        # Two groups of one fit move together: the same resamples of both.
+        joint = getattr(A, "joint", None)
+        shift = 0 if joint is not None and joint is getattr(B, "joint", None) else 1
+        boots = (A.bootstrap(bootstrap, seed=seed), B.bootstrap(bootstrap, seed=seed + shift))
     pair = _Pair(_Curve("A", A, boots[0], range_), _Curve("B", B, boots[1], range_))
     C = np.geomspace(*range_, _FINE)
     difference = pair.difference(C)

@@ -33,14 +33,12 @@ class Rule:
     fitted: Fitted
     note: str = ""
 
-    def beyond(self, **at: float) -> str:
-        """By how much a run lies outside what the rule was fitted to, in words; empty inside."""
-        found = []
-        for quantity, low, high in self.fitted:
-            factor = max(at[quantity] / high, low / at[quantity])
-            if factor > 1.01:
-                found.append(f"{quantity} {factor:.2g} x {'up' if at[quantity] > high else 'down'}")
-        return ", ".join(found)
+    def beyond(self, **at: float) -> tuple[float, str]:
+        """By how much a run lies outside what the rule was fitted to: the largest factor, 1 inside, and all in words."""
+        factors = {name: max(at[name] / high, low / at[name], 1.0) for name, low, high in self.fitted}
+        sides = {name: "up" if at[name] > high else "down" for name, _, high in self.fitted}
+        words = ", ".join(f"{name} {factor:.2g} x {sides[name]}" for name, factor in factors.items() if factor > 1.01)
+        return max(factors.values()), words
 
 
 LEARNING_RATES: tuple[Rule, ...] = (
@@ -96,15 +94,22 @@ BATCHES: tuple[Rule, ...] = (
 )
 
 
+_NEAR = 10.0
+
+
 @dataclass(frozen=True)
 class Recommendation:
-    """What one rule says: `value` of `quantity` ("learning rate" or "batch", in tokens); beyond: where it was not fitted."""
+    """What one rule says: `value` of `quantity` ("learning rate" or "batch", in tokens).
+
+    factor, beyond: how far outside the rule's own runs this one lies, 1 and empty inside.
+    """
 
     quantity: str
     value: float
     source: str
     formula: str
     note: str
+    factor: float
     beyond: str
 
 
@@ -120,17 +125,14 @@ class LearningRateAndBatch(Result):
     C: float
     rules: tuple[Recommendation, ...]
 
-    @property
-    def learning_rate(self) -> float:
-        """The peak rate by the Step law, the newest rule that knows of N and D both."""
-        return next(rule.value for rule in self.rules if rule.quantity == "learning rate")
+    def nearest(self, quantity: str) -> Recommendation:
+        """The first of the rules whose runs are within ten times of this one, else the one whose runs are nearest."""
+        return min((rule for rule in self.rules if rule.quantity == quantity), key=lambda rule: max(rule.factor, _NEAR))
 
     @property
-    def batch_tokens(self) -> float:
-        """By Step law, whose learning rate is meant for its batch."""
-        return next(
-            rule.value for rule in self.rules if rule.quantity == "batch" and rule.source == LEARNING_RATES[0].source
-        )
+    def learning_rate(self) -> float:
+        """The peak rate by the Step law, which knows of N and D both, or by the rule whose runs are nearer."""
+        return self.nearest("learning rate").value
 
     def __iter__(self) -> Any:
         return iter(self.rules)
@@ -169,7 +171,7 @@ def learning_rate_and_batch(N: float | str, D: float | str, *, shape: Shape | No
     C = (6.0 * size if shape is None else flops_per_token(shape, "attention")) * tokens
     at = {"N": size, "D": tokens, "C": C}
     rules = [
-        Recommendation(quantity, rule.value(size, tokens, C), rule.source, rule.formula, rule.note, rule.beyond(**at))
+        Recommendation(quantity, rule.value(size, tokens, C), rule.source, rule.formula, rule.note, *rule.beyond(**at))
         for quantity, known in (("learning rate", LEARNING_RATES), ("batch", BATCHES))
         for rule in known
     ]

@@ -162,7 +162,7 @@ class Plan(Result):
 
     @property
     def learning_rate(self) -> float:
-        """The peak rate by the Step law (Li et al. 2025); `rates` has what other rules say."""
+        """The peak rate by the Step law (Li et al. 2025), or a rule whose runs are nearer; `rates` has what others say."""
         return self.rates.learning_rate
 
     @property
@@ -353,9 +353,10 @@ class Plan(Result):
         return ("time", sweep[0], "", f"{self.budget.device.name}s; {', '.join([*sweep[1:], hours])}")
 
     def _rate_said(self) -> str:
-        first, second, *_ = [rule for rule in self.rates if rule.quantity == "learning rate"]
+        first = self.rates.nearest("learning rate")
+        other = next(rule for rule in self.rates if rule.quantity == first.quantity and rule != first)
         beyond = f", beyond its runs by {first.beyond}" if first.beyond else ""
-        return f"AdamW's peak by {first.source}{beyond}; {second.value:.1e} by {second.source}; all in plan.rates"
+        return f"AdamW's peak by {first.source}{beyond}; {other.value:.1e} by {other.source}; all in plan.rates"
 
     @property
     def _reference(self) -> str:
@@ -365,14 +366,15 @@ class Plan(Result):
         assert self.dominant is not None
         return f"{self.dominant[1]:.0%} of the variance of ln N goes along with it"
 
-    def _title(self) -> list[str]:
+    def _title(self) -> tuple[str, str]:
+        """What it is, and whether to believe it: the latter first where it is not to be believed."""
         beyond = f", {self.extrapolation:.3g} x the data's largest compute" if 1 < self.extrapolation < np.inf else ""
-        return [f"plan by {self.law}: {self.verdict}", f"{self.level:.0%} intervals{beyond}"]
+        title = f"plan by {self.law}, {self.level:.0%} intervals{beyond}"
+        return (title, self.verdict) if self.trustworthy else (self.verdict, title)
 
     def __str__(self) -> str:
-        first, second = self._title()
-        title = wrapped(first, 0) if first else []
-        return "\n".join([*title, f"  {second}", *noted_table(self.rows()), *warned(self.warnings)])
+        title = [line for part in self._title() for line in wrapped(part, 0)]
+        return "\n".join([*title, *noted_table(self.rows()), *warned(self.warnings)])
 
     def _repr_html_(self) -> str:
         first, second = (html.escape(line) for line in self._title())

@@ -295,7 +295,7 @@ def test_a_law_of_ones_own() -> None:
         ({"spend": float("nan")}, "spend must be finite and positive, got nan"),
         ({"spend": "3 bananas"}, "spend='3 bananas' has the unknown unit 'bananas'"),
         ({"spend": "-3"}, "spend must be finite and positive, got '-3'"),
-        ({"spend": 1e12}, r"spend=1e\+12 pays for no run: the cheapest, N=5e\+05 and D=1e\+07, costs 3e\+13"),
+        ({"spend": 1e12}, r"spend=1e\+12 pays for no run: the cheapest, N=2e\+06 and D=4e\+07, costs 4.8e\+14"),
         ({"max_run": 1e12}, r"max_run=1e\+12 pays for no run: the cheapest"),
         (
             {"target": "gamma"},
@@ -326,14 +326,207 @@ def test_mistakes(fit: ps.Fit, options: dict[str, Any], message: str) -> None:
         next_runs(fit, **{"spend": LARGEST, **options})
 
 
-def test_other_fits() -> None:
-    table = runs_at(N, D, 0.005, 0)
-    with pytest.raises(ValueError, match="has no D; runs are planned by a law of both"):
-        next_runs(ps.fit(table, law="E + A/N**alpha", fixed={"A": 400.0}, threads=1), LARGEST)
+def test_other_fits(grouped: ps.Fit) -> None:
+    alone = ps.fit(runs_at(N, D, 0.005, 0), law="E + A/N**alpha", fixed={"A": 400.0}, threads=1)
+    with pytest.raises(ValueError, match=r"cost is missing: what a run of .* does not follow from N; give cost="):
+        next_runs(alone, LARGEST, target="alpha")
+    with pytest.raises(ValueError, match="target='N_opt' at a budget needs a law of N and D"):
+        next_runs(alone, LARGEST, cost=lambda N: N)
     with pytest.raises(ValueError, match="fit must come from ps.fit, got dict"):
         next_runs({}, LARGEST)
-    grouped = ps.fit(
-        {k: np.r_[v, v] for k, v in table.items()} | {"set": ["a"] * 16 + ["b"] * 16}, group="set", starts=8, threads=1
-    )
-    with pytest.raises(ValueError, match=r"fit has groups \(a, b\)"):
+    with pytest.raises(ValueError, match="group is missing: this fit is of a, b; say which"):
         next_runs(grouped, LARGEST)
+    with pytest.raises(ValueError, match="group='c' is unknown; the groups are a, b"):
+        next_runs(grouped, LARGEST, group="c")
+
+
+# ---- default ranges, other laws, regions, groups -----------------------------------------------------------------------
+
+
+def test_runs_that_people_make() -> None:
+    """The design of Hoffmann et al.'s points, N 57 M to 16 B at 0.5 to 340 tokens each: 54 M tokens for 96 M were proposed."""
+    generator = np.random.default_rng(0)
+    C = np.repeat([6e18, 6e19, 6e20, 6e21], 12)
+    sizes = np.sqrt(C / 120) * np.exp(generator.uniform(-1.6, 1.6, len(C)))
+    table = runs_at(sizes, C / 6 / sizes, 0.005, 0)
+    ratio = table["D"] / table["N"]
+    assert ratio.min() < 2  # beside what people run
+    design = next_runs(ps.fit(table, objective="gaussian", threads=1), spend="1e20", target="N_opt", compute=1e23)
+    assert np.all((design.D / design.N > 4.99) & (design.D / design.N < 501))
+    assert np.all((0.999 * sizes.min() <= design.N) & (4.001 * sizes.max() >= design.N))
+    assert np.all((0.999 * table["D"].min() <= design.D) & (4.001 * table["D"].max() >= design.D))
+    steps = design.D / (22.91 * 512 * (design.D / 1e6) ** 0.47)  # at the critical batch of Zhang et al. 2024
+    assert steps.min() > 500 and steps == pytest.approx([run.steps for run in design])
+    assert max(map(len, str(design).splitlines())) <= 80
+    assert "if the law holds" in " ".join(str(design).split())
+
+
+def test_a_table_beside_what_people_run_keeps_its_own_ratios() -> None:
+    for scale in (1e-3, 1e3):  # tokens per parameter of a thousandth, and a thousand times
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such runs determine little
+            fit = ps.fit(runs_at(N, scale * D, 0.005, 0), objective="gaussian", threads=1)
+        design = next_runs(fit, LARGEST * scale, n_runs=4, average=0)
+        ratio = scale * np.quantile(D / N, [0.25, 0.75])
+        assert np.all(
+            (0.999 * min(5, ratio[0]) <= design.D / design.N) & (1.001 * max(500, ratio[1]) >= design.D / design.N)
+        )
+
+
+def test_few_steps_are_said(fit: ps.Fit) -> None:
+    design = next_runs(fit, LARGEST, D_range=(1e6, 2e6), N_range=(1e5, 1e6), tokens_per_parameter=(1, 100), n_runs=2)
+    assert any("fewer than 500 steps" in warning for warning in design.warnings)
+
+
+def test_an_untrusted_fit_is_said_first(fit: ps.Fit) -> None:
+    assert "NOT" not in next_runs(fit, LARGEST, n_runs=2, average=0).verdict
+    with pytest.warns(UserWarning, match="do not determine"):
+        noisy = ps.fit(runs_at(N, D, 0.1, 3), objective="gaussian", starts=[TRUTH], threads=1)
+    design = next_runs(noisy, LARGEST, n_runs=2, average=0)
+    assert str(design).startswith("NOT TO BE TRUSTED, ") and design._repr_html_().index("NOT TO") < 100
+    assert json.loads(design.to_json())["verdict"] == design.verdict
+
+
+def test_a_law_of_N_alone() -> None:
+    """Slope of a line again, by a law of one variable whose runs cost what they are said to: at both ends, as many."""
+    sizes = np.geomspace(1e6, 1e8, 12)
+    loss = 2 + 300 / sizes**0.5 + 0.01 * np.random.default_rng(1).standard_normal(12)
+    line = ps.fit({"N": sizes, "loss": loss}, law="power_constant_N", objective="gaussian", residual="raw",
+                  fixed={"alpha": 0.5}, threads=1)  # fmt: skip
+    design = next_runs(line, 8, target="A", cost=lambda N: 1 + 0 * N, noise=1e-7, ranges={"N": (1e6, 1e8)}, n_runs=8)
+    assert sorted(design.N) == pytest.approx([1e6] * 4 + [1e8] * 4)
+    assert list(design.to_frame().columns) == ["N", "cost", "low", "high"]
+    assert design.plot().get_ylabel() == "cost"
+    with pytest.raises(AttributeError, match="this run has no D"):
+        design.runs[0].C
+    of_compute = ps.fit({"C": 6e12 * sizes, "loss": loss}, law="power_constant_C", fixed={"alpha": 0.5}, threads=1)
+    costs = next_runs(of_compute, 1e21, target="A", n_runs=4)  # C costs C
+    assert [run.cost for run in costs] == pytest.approx([run.at["C"] for run in costs])
+
+
+@pytest.fixture(scope="module")
+def routed() -> ps.Fit:
+    truth = {"a": -0.08, "b": -0.11, "c": 0.005, "d": 1.2, "E_start": 1.8, "E_max": 300.0}
+    sizes, experts = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 5), [1.0, 2, 4, 8, 32, 128, 512]))
+    loss = ps.laws.get("routed").evaluate(truth, N=sizes, experts=experts)
+    loss = loss * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(loss)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ps.fit({"N": sizes, "experts": experts, "loss": loss}, law="routed", starts=[truth], threads=1)
+
+
+def test_a_routed_law(routed: ps.Fit) -> None:
+    def cost(N: Any, experts: Any) -> Any:
+        return 6 * N * 2e10 * (1 + 0.01 * experts)
+
+    design = next_runs(routed, "1e21", target="b", cost=cost, n_runs=6, average=2)
+    assert {run.at["experts"] for run in design} <= {1.0, 2, 4, 8, 32, 128, 512}  # values that the runs have
+    assert [run.cost for run in design] == pytest.approx([cost(**run.at) for run in design])
+    assert sum(run.cost for run in design) <= 1e21 * (1 + 1e-8)
+    narrow = next_runs(routed, "1e21", target="b", cost=cost, n_runs=6, ranges={"experts": (1, 64)}, average=2)
+    assert all(1 <= run.at["experts"] <= 64 and run.at["experts"] % 1 == 0 for run in narrow)
+    at = {"N": 1e10, "experts": (64, 1024)}
+    region = next_runs(routed, "1e21", target="loss", region=at, cost=cost, n_runs=6, average=2)
+    assert half_width(region.after) < half_width(region.before)
+    assert set(json.loads(region.to_json())["runs"][0]) == {"N", "experts", "cost", "after"}
+    assert region.plot().get_ylabel() == "experts"
+    assert max(map(len, str(region).splitlines())) <= 80
+    for options, message in (
+        ({}, "cost is missing: what a run of routed costs does not follow from N, experts"),
+        ({"cost": lambda N: N}, "cost must take arrays of N and experts"),
+        ({"cost": cost, "ranges": {"D": (1, 2)}}, r"ranges\['D'\] is of no variable of the law; those are N, experts"),
+        ({"cost": cost, "ranges": {"experts": (64, 1)}}, r"ranges\['experts'\]=\(64, 1\) is reversed"),
+        ({"cost": cost, "D_range": (1, 2)}, "D_range is of no variable"),
+        ({"cost": cost, "tokens_per_parameter": (1, 2)}, "is for a law of N and D"),
+        ({"cost": cost, "target": "loss"}, "target='loss' at a budget needs a law of N and D"),
+        (
+            {"cost": cost, "target": "loss", "region": {"N": 1e9}},
+            "region must give a value or .* for each of N, experts",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next_runs(routed, "1e21", **{"target": "b", **options})
+
+
+def test_a_region_is_the_mean_variance_over_it(fit: ps.Fit) -> None:
+    """Root mean square error of ln L over five by five places, from the normal equations; and a brute force over pairs."""
+    region = {"N": (1e8, 1e9), "D": (2e9, 2e10)}
+    places = np.meshgrid(np.geomspace(1e8, 1e9, 5), np.geomspace(2e9, 2e10, 5), indexing="ij")
+    G = derivatives(fit.params, *(axis.ravel() for axis in places))
+
+    def error(N_new: Any = (), D_new: Any = ()) -> float:
+        J = derivatives(fit.params, np.r_[N, N_new], np.r_[D, D_new]) / fit.noise
+        scale = np.linalg.norm(J, axis=0)
+        inverse = np.linalg.inv(J.T @ J / np.outer(scale, scale)) / np.outer(scale, scale)
+        return float(np.sqrt(np.mean(np.einsum("jp,pq,jq->j", G, inverse, G))))
+
+    generator = np.random.default_rng(2)
+    some_N, some_D = np.exp(generator.uniform(np.log(1e6), np.log(1e8), 9)), np.exp(generator.uniform(17, 21, 9))
+    design = next_runs(
+        fit, 4.0, target="loss", region=region, cost=lambda N, D: 1 + 0 * N, candidates={"N": some_N, "D": some_D}, n_runs=4,
+        average=0,
+    )  # fmt: skip
+    assert half_width(design.before) == pytest.approx(student.ppf(0.95, 11) * error(), rel=2e-3)
+    assert half_width(design.after) == pytest.approx(student.ppf(0.95, 15) * error(design.N, design.D), rel=2e-3)
+    best = min(error(some_N[list(k)], some_D[list(k)]) for k in combinations_with_replacement(range(9), 4))
+    assert error(design.N, design.D) <= 1.02 * best
+    assert design.efficiency * error(design.N, design.D) ** 2 <= best**2 * (1 + 1e-6)
+    value = np.exp(np.mean(np.log(chinchilla(fit.params, *places))))
+    assert design.before.value == pytest.approx(value, rel=1e-12)
+    with pytest.raises(ValueError, match="region and compute=1e\\+20 both say"):
+        next_runs(fit, LARGEST, target="loss", region=region, compute=1e20)
+    with pytest.raises(ValueError, match='give target="loss", or leave region out'):
+        next_runs(fit, LARGEST, region=region)
+
+
+@pytest.fixture(scope="module")
+def grouped() -> ps.Fit:
+    tables = [runs_at(N, D, 0.005, seed) for seed in (0, 1)]
+    tables[1]["loss"] = tables[1]["loss"] * 1.1
+    both = {key: np.r_[tables[0][key], tables[1][key]] for key in ("N", "D", "loss")} | {"set": ["a"] * 16 + ["b"] * 16}
+    return ps.fit(both, objective="gaussian", group="set", shared=["alpha", "beta"], starts=16, threads=1)
+
+
+def test_a_groups_next_runs(grouped: ps.Fit) -> None:
+    """Before: the joint covariance by the gradient of a group's own ln N_opt, as the grouped law's parameters have it."""
+    design = next_runs(grouped, LARGEST, group="b", compute=100 * LARGEST, n_runs=4, average=2)
+    own = grouped.params_of("b")
+    g = np.zeros(len(grouped.law.names))
+    for name, slope in zip(TRUTH, gradient(lambda p: log_n_opt(p, 100 * LARGEST), own), strict=True):
+        g[grouped.law.names.index(grouped.law.own_name(name, "b"))] = slope if name in own else 0.0
+    error = np.sqrt(g @ grouped.covariance(robust=False) @ g)
+    assert half_width(design.before) == pytest.approx(error * student.ppf(0.95, 32 - 8), rel=2e-3)
+    assert design.before.value == pytest.approx(np.exp(log_n_opt(own, 100 * LARGEST)), rel=1e-9)
+    assert half_width(design.after) < half_width(design.before)
+
+
+def test_a_groups_plan(grouped: ps.Fit) -> None:
+    from pyscaling.planning import GroupFit, overtake, plan
+
+    boot = grouped.bootstrap(200)
+    for group in ("a", "b"):
+        result = plan(grouped, 1e20, group=group, bootstrap=200)
+        own = grouped.params_of(group)
+        assert result.N.value == pytest.approx(np.exp(log_n_opt(own, 1e20)), rel=1e-10)
+        names = [grouped.law.own_name(name, group) for name in own]
+        low, high = boot.interval(
+            lambda p, k=names, o=own: np.exp(log_n_opt({n: p[j] for n, j in zip(o, k, strict=True)}, 1e20)), 0.9
+        )
+        again = plan(grouped, 1e20, group=group, bootstrap=boot)
+        assert (again.N.low, again.N.high) == pytest.approx((low, high), rel=1e-9)
+        predicted = grouped.predict(N=result.N.value, D=result.D.value, group=group, n=200, level=0.9)
+        assert result.loss.value == pytest.approx(predicted.value, rel=1e-12)
+        assert result.law == "chinchilla"
+    with pytest.raises(ValueError, match="group is missing: this fit is of a, b; say which, as in group='a'"):
+        plan(grouped, 1e20)
+    with pytest.raises(ValueError, match="group='c' is unknown; the groups are a, b"):
+        plan(grouped, 1e20, group="c")
+    with pytest.raises(ValueError, match="A is a fit of a, b; say which, as planning.GroupFit"):
+        overtake(grouped, GroupFit(grouped, "b"))
+    found = overtake(GroupFit(grouped, "b"), GroupFit(grouped, "a"), bootstrap=50)
+    assert not found.crossings and found.ends == ("B", "B")  # b is 10 % worse everywhere
+
+
+def test_a_fit_without_groups_has_none(fit: ps.Fit) -> None:
+    with pytest.raises(ValueError, match="this fit of chinchilla has no groups; leave group out"):
+        next_runs(fit, LARGEST, group="a")

@@ -23,11 +23,11 @@ def fit_of(N: Any, D: Any, params: dict[str, float] = CHINCHILLA, trusted: bool 
 def test_an_untrusted_fit_is_the_first_line() -> None:
     fit = KnownFit(CHINCHILLA_LAW, CHINCHILLA, trusted=False)
     result = plan(fit, 1e21, bootstrap=20)
-    assert str(result).splitlines()[0] == "plan by chinchilla: NOT TO BE TRUSTED, it is made up"
+    assert str(result).splitlines()[0] == "NOT TO BE TRUSTED, it is made up"
     assert not result.trustworthy and result.verdict == "NOT TO BE TRUSTED, it is made up"
     table = json.loads(result.to_json())
     assert table["verdict"] == result.verdict and table["trustworthy"] is False
-    assert "<strong>plan by chinchilla: NOT TO BE TRUSTED, it is made up</strong>" in result._repr_html_()
+    assert "<strong>NOT TO BE TRUSTED, it is made up</strong>" in result._repr_html_()
     sound = plan(KnownFit(CHINCHILLA_LAW, CHINCHILLA), 1e21, bootstrap=20)
     assert sound.trustworthy and "NOT" not in str(sound) and "<strong>" not in sound._repr_html_()
     assert "with care" in plan(KnownFit(CHINCHILLA_LAW, CHINCHILLA), 1e24, bootstrap=20).verdict  # far beyond the runs

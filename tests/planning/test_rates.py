@@ -25,8 +25,16 @@ def test_rules_at_7B() -> None:
     }
     assert found.learning_rate == pytest.approx(4.52e-4, rel=2e-3)
     assert next(iter(found)).beyond == "N 6.4 x up, D 1.4 x up"
+    assert next(iter(found)).factor == pytest.approx(7e9 / 1.1e9)
     assert "beyond" not in str(learning_rate_and_batch(5e8, 2e10)).split("Bi et al.")[0]  # within Step law's runs
     assert max(map(len, str(found).splitlines())) <= 80
+
+
+def test_a_tiny_run_is_told_by_the_rule_whose_runs_are_near() -> None:
+    """At N = 1e4 and D = 1e6 the Step law would say 0.18."""
+    found = learning_rate_and_batch(1e4, 1e6)
+    assert found.learning_rate == pytest.approx(0.003239 - 0.0001395 * np.log(1e4), rel=1e-12)
+    assert found.nearest("learning rate").source.startswith("Kaplan")
 
 
 def test_deepseeks_compute_counts_attention() -> None:

@@ -69,6 +69,22 @@ def made_interpretable():
         each.stop()
 
 
+# operation -> Liger's kernels in it, as they were seen to start
+KERNELS = {
+    "layer_norm": {"layer_norm._layer_norm_forward_kernel", "layer_norm._layer_norm_backward_kernel"},
+    "rms_norm": {"rms_norm._rms_norm_forward_kernel", "rms_norm._rms_norm_backward_kernel"},
+    "rms_norm of a sum": {
+        "fused_add_rms_norm._fused_add_rms_norm_forward_kernel",
+        "fused_add_rms_norm._fused_add_rms_norm_backward_kernel",
+    },
+    "mlp swiglu": {"swiglu._swiglu_fused_gate_up_forward_kernel", "swiglu._swiglu_fused_gate_up_backward_kernel"},
+    "mlp geglu": {"geglu._geglu_tanh_forward_kernel", "geglu._geglu_tanh_backward_kernel"},
+    "head and loss, fused": {"cross_entropy.liger_cross_entropy_kernel"},
+    "head and loss, apart": {"cross_entropy.liger_cross_entropy_kernel"},
+    "rope and attention": {"rope._triton_rope"},
+}
+
+
 @interpreted
 @pytest.mark.parametrize("name", liger.OPERATIONS)
 def test_peers_kernels_touch_the_bytes_that_are_counted(name: str, made_interpretable) -> None:
@@ -80,13 +96,10 @@ def test_peers_kernels_touch_the_bytes_that_are_counted(name: str, made_interpre
                 part()
 
     seen = observed_bytes(run)
-    assert seen
+    assert {launched.name for launched in seen} == KERNELS[name]
     for launched in seen:
-        assert (launched.name, launched.read_bytes, launched.write_bytes) == (
-            launched.name,
-            launched.declared_read_bytes,
-            launched.declared_write_bytes,
-        )
+        assert launched.read_bytes == launched.declared_read_bytes > 0, launched.name
+        assert launched.write_bytes == launched.declared_write_bytes > 0, launched.name
 
 
 # ---- both sides, compiled and counted -------------------------------------------------------------------------------
@@ -147,7 +160,7 @@ def test_ours_do_not_spill(name: str, rows: list[liger.Row]) -> None:
     for row in (row for row in rows if row.operation == name):
         for side in ("1 member", "16 members"):
             place = (row.operation, side, row.direction, row.d_model, row.dtype, row.target)
-            assert (place, row.sides[side].errors) == (place, [])
+            assert row.sides[side].errors == [], place
             assert row.sides[side].spilled <= KNOWN_SPILLS.get(place, 0), place
 
 

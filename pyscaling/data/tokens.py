@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +53,14 @@ def open_corpus(
     validation_fraction: float = 0.1,
     seed: int = 0,
     field: str | None = None,
+    validation_only: bool = False,
 ) -> TokenSet:
     """`tokenize_corpus` of `load_corpus`, without reading anything where no file of the source has changed since."""
     found = find_source(source)
     stats = [(str(file.absolute()), file.stat()) for file in found.files]
     asked = {
         "format": _FORMAT, "tokenizer": _spelled(tokenizer, vocab_size), "fraction": validation_fraction, "seed": seed,
-        "field": field, "alone": found.alone, "skipped": len(found.skipped),
+        "field": field, "validation_only": validation_only, "alone": found.alone, "skipped": len(found.skipped),
         "files": [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats],
     }  # fmt: skip
     known = cache_folder() / "sources" / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]}.json"
@@ -69,7 +70,7 @@ def open_corpus(
     except (OSError, ValueError, KeyError):  # never read, or its entry was cleared away
         pass
     corpus = load_corpus(source, validation_fraction=validation_fraction, seed=seed, field=field)
-    tokens = tokenize_corpus(corpus, tokenizer, vocab_size=vocab_size)
+    tokens = tokenize_corpus(corpus, tokenizer, vocab_size=vocab_size, validation_only=validation_only)
     known.parent.mkdir(parents=True, exist_ok=True)
     temporary = known.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps({name: getattr(tokens, name) for name in ("key", "bytes_per_token", "skipped")}))
@@ -77,19 +78,25 @@ def open_corpus(
     return tokens
 
 
-def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer | None = None, *, vocab_size: int | None = 1024) -> TokenSet:
+def tokenize_corpus(
+    corpus: Corpus,
+    tokenizer: Tokenizer | None = None,
+    *,
+    vocab_size: int | None = 1024,
+    validation_only: bool = False,
+) -> TokenSet:
     """Tokenizes both splits of a corpus, or opens them from the cache.
 
     tokenizer: the one to use; without it a BPE of vocab_size is trained on the training split
-    (vocab_size=None: bytes).
+    (vocab_size=None: bytes). validation_only: leave train empty, of a corpus that is only evaluated on.
     """
-    spelled = _spelled(tokenizer, vocab_size)
+    spelled = _spelled(tokenizer, vocab_size) + "\nvalidation only" * validation_only
     key = hashlib.sha256("\n".join((_FORMAT, corpus.digest, spelled)).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     if not (folder / "tokenizer.json").exists():
         if tokenizer is None:
             tokenizer = train_bpe(corpus.train, vocab_size) if vocab_size else BytesTokenizer()
-        _write(folder, corpus, tokenizer)
+        _write(folder, replace(corpus, train=()) if validation_only else corpus, tokenizer)
     n_token = len(np.load(folder / "validation.npy", mmap_mode="r"))
     n_byte = sum(len(text.encode()) for text in corpus.validation)
     return _opened(key, n_byte / n_token, corpus.name, corpus.skipped)
@@ -117,7 +124,7 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for split, texts in (("train", corpus.train), ("validation", corpus.validation)):
-            pieces: list[np.ndarray] = []
+            pieces: list[np.ndarray] = [np.empty(0, dtype=np.uint16)]
             for ids in tokenizer.encode(texts):
                 pieces += [ids, np.array([END_OF_DOCUMENT], dtype=ids.dtype)]
             np.save(temporary / f"{split}.npy", np.concatenate(pieces))

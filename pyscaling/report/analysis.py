@@ -121,8 +121,9 @@ class FittedLaw:
     @property
     def evidence(self) -> str:
         """Whether to believe the fit, and all that speaks against it: its verdict, as `fit` and `plan` print it."""
-        said, concerns = self.fit.verdict, "; ".join(self.fit.evidence.concerns)
-        return said if concerns in said else f"{said.removesuffix(', see evidence')}: {concerns}"
+        said = self.fit.verdict.removesuffix(", see evidence")
+        more = "; ".join(concern for concern in self.fit.evidence.concerns if concern not in said)
+        return f"{said}{'; ' if ': ' in said else ': '}{more}" if more else said
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(parameter, value, interval) as printed."""
@@ -278,12 +279,14 @@ def choose_law(runs: Runs, candidates: Sequence[str] = CANDIDATES) -> LawChoice:
     if len(sizes) < 4:
         return LawChoice(candidates[0])
     rest = runs.select(sizes[-1] > runs.N)
+    largest = rest.N.max()
+    held = seed_means(rest.select(largest == rest.N))
     errors = {}
     for law in candidates:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a candidate that is not chosen need not be warned about
-            rows = held_out_test(rest, law).runs
-        errors[law] = float(np.sqrt(np.mean([row.relative_error**2 for row in rows])))
+            fitted = fit(rest.select(largest > rest.N), law=law)
+        errors[law] = float(np.sqrt(np.mean((fitted.evaluate(N=held.N, D=held.D) / held.loss - 1) ** 2)))
     return LawChoice(min(errors, key=lambda law: errors[law]), errors)
 
 
@@ -377,7 +380,7 @@ def efficient_mask(runs: Runs) -> NDArray[np.bool_]:
 def fit_law(data: str, name: str, runs: Runs, level: float, bootstrap: int) -> FittedLaw:
     """Fits a law and takes its parameters' bootstrap intervals."""
     fitted = fit(runs, law=name)
-    boot = fitted.bootstrap(bootstrap)
+    boot = fitted._bootstrap_for_prediction(bootstrap, None, 0, None)  # kept: the plan draws on the same refits
     intervals = {parameter: boot.interval(parameter, level=level, method="t") for parameter in fitted.params}
     return FittedLaw(data, fitted, {k: (float(low), float(high)) for k, (low, high) in intervals.items()}, level)
 

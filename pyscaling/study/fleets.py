@@ -31,8 +31,10 @@ def plan_fleets(spec: StudySpec, folder: Path) -> tuple[list[WorkItem], list[dic
         seed=spec.corpus.split_seed,
         field=spec.corpus.field,
     )
+    # one field for all: who has to name it made the others alike, or they are texts
+    field = spec.corpus.field
     others = [
-        open_corpus(source, main.tokenizer, seed=spec.corpus.split_seed, field=spec.corpus.field)
+        open_corpus(source, main.tokenizer, seed=spec.corpus.split_seed, field=field, validation_only=True)
         for source in spec.corpus.evaluate_on
     ]
     vocab_size = main.tokenizer.vocab_size

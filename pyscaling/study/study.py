@@ -346,6 +346,8 @@ class Study:
     def all_runs(self) -> Runs:
         """Every finished run."""
         table = read_table(self.folder, "runs", "WHERE status = 'finished' ORDER BY N, D, rate_factor, seed")
+        if None in table["steps"]:  # of a run that was trained elsewhere
+            del table["steps"]
         return Runs(table)
 
     @property

@@ -1,7 +1,10 @@
 """The analysis against the law that a synthetic study was made from, and the page that it becomes."""
 
+import copy
 import importlib.util
 import re
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import numpy as np
 import pytest
 
 from pyscaling.report import analyse, held_out_test, write_report
-from pyscaling.report.analysis import efficient_mask, seed_means, seed_noise
+from pyscaling.report import page as views
+from pyscaling.report.analysis import efficient_mask, seed_means, seed_noise, study_facts, unique_tokens
 from pyscaling.study.store import StudyError
 from pyscaling.tables import Runs
 
@@ -23,6 +27,11 @@ _spec.loader.exec_module(synthetic)
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return analyse(synthetic.make_study(tmp_path_factory.mktemp("study")), bootstrap=200)
+
+
+@pytest.fixture(scope="module")
+def page(analysis: Any) -> str:
+    return write_report(analysis.study.folder, analysis=analysis).read_text()
 
 
 def test_held_out_finds_the_true_law(analysis: Any) -> None:
@@ -76,15 +85,79 @@ def test_fitted_laws_noise_and_plan(analysis: Any) -> None:
     assert analysis.problems == ()
 
 
-def test_page_stands_alone_in_the_promised_order(analysis: Any) -> None:
-    path = write_report(analysis.study.folder, analysis=analysis)
-    page = path.read_text()
+def test_page_stands_alone_in_the_promised_order(analysis: Any, page: str) -> None:
     assert re.findall(r"<h2>(\d)", page) == ["1", "2", "3", "4", "5"]
     assert page.index(analysis.held_out.verdict) < page.index("2. Fitted laws")
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") == 9
     assert "with noise, &amp; no training" in page
     assert "&lt;diverged&gt;" in page
+
+
+def test_the_plan_is_on_the_corpus_of_the_study(analysis: Any, page: str, tmp_path: Path) -> None:
+    """The synthetic store tells of 3 M training tokens; without them none are counted."""
+    assert analysis.plan.unique_tokens == 3_000_000
+    assert analysis.plan.epochs == pytest.approx(analysis.plan.D.value / 3e6)
+    assert "on the 3 M training tokens of the corpus" in page
+    few = synthetic.make_study(tmp_path / "few")
+    db = sqlite3.connect(few / "study.db")
+    db.execute("UPDATE study SET value = '100000' WHERE key = 'train_tokens'")
+    db.commit()
+    planned = analyse(few, bootstrap=50)
+    assert planned.plan.epochs > 4  # the largest budget alone is 24 epochs
+    assert any("epochs" in warning for warning in planned.plan.warnings)
+    assert planned.plan.loss.value > analysis.plan.loss.value  # a repeated token is worth less
+    db.execute("DELETE FROM study WHERE key = 'train_tokens'")
+    db.commit()
+    db.close()
+    assert unique_tokens(study_facts(planned.study)) is None
+
+
+def test_one_kind_of_interval(analysis: Any, page: str) -> None:
+    """What the page calls its intervals is what they are: t, as by the bootstrap of the very fit, and no percentiles."""
+    assert analysis.intervals == "90% intervals by Student's t, their errors from 200 bootstrap refits"
+    assert page.count("by Student&#x27;s t") == 1 and "percentile" not in page
+    boot = analysis.main.fit.bootstrap(200)
+    for name, interval in analysis.main.intervals.items():
+        assert interval == pytest.approx(boot.interval(name, level=0.9, method="t"))
+        assert interval != pytest.approx(boot.interval(name, level=0.9, method="percentile"), rel=1e-3)
+
+
+def test_the_verdict_says_the_worst(analysis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PASS above what speaks against the fit, and no concerns above a concern, is what nobody should read."""
+
+    def judged(**evidence: Any) -> tuple[Any, Any]:
+        doubted = copy.copy(analysis.held_out.fit)
+        object.__setattr__(doubted, "evidence", replace(analysis.held_out.fit.evidence, **evidence))
+        return replace(analysis.held_out, fit=doubted), replace(analysis.main, fit=doubted)
+
+    fine = {"converged": True, "misfit": (), "cautions": (), "unidentified": (), "at_bound": ()}
+    test, law = judged(**fine)
+    assert test.verdict.startswith("PASS: the prediction is within 2%") and test.trusted
+    assert law.evidence == law.fit.verdict
+    test, law = judged(**fine | {"converged": False, "misfit": ("the law misses the runs",)})
+    both = "the optimiser stopped before a minimum; the law misses the runs"
+    assert test.verdict.startswith(f"PASS, but by a fit that is not to be trusted ({both}): the prediction")
+    assert test.passed and not test.trusted
+    assert law.evidence.startswith("NOT TO BE TRUSTED") and law.evidence.endswith(both)
+    doubted = replace(analysis, held_out=test, main=law, laws=(law,), other_tests=())
+    assert f'class="verdict fail">PASS, but by a fit that is not to be trusted ({both})' in views._held_out(doubted)
+    laws, plan = views._laws(doubted), views._plan(doubted)
+    assert "<pre>NOT TO BE TRUSTED" in laws and "no concerns" not in laws
+    assert 0 < plan.index("NOT TO BE TRUSTED") < plan.index("By <code>")
+    test, law = judged(**fine | {"cautions": ("the law misses the runs by 3.9 times the noise of their replicates",)})
+    assert test.verdict.startswith(
+        "PASS, with care (the law misses the runs by 3.9 times the noise of their replicates): "
+    )
+    assert law.evidence.startswith("to be trusted with care, the law misses")
+
+
+def test_a_bound_is_no_interval(analysis: Any) -> None:
+    intervals = analysis.main.intervals | {"E": (0.0, 0.0)}
+    rows = {name: shown for name, _, shown in replace(analysis.main, intervals=intervals).rows()}
+    assert rows["E"] == "none, at a bound"
+    low, high = analysis.main.intervals["alpha"]
+    assert rows["alpha"] == f"[{low:.3g}, {high:.3g}]"
 
 
 def test_seed_noise_by_hand() -> None:

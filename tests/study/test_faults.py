@@ -92,24 +92,37 @@ def start(spec_file: Path, folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(script), str(spec_file), str(folder)], start_new_session=True)
 
 
-def test_kill_at_random_moments(spec_file: Path, tmp_path: Path, uninterrupted, monkeypatch) -> None:
+def finished_runs(folder: Path) -> dict[str, float]:
+    if not (folder / "study.db").exists():
+        return {}
+    db = sqlite3.connect(folder / "study.db")
+    try:
+        return dict(db.execute("SELECT run_id, loss FROM runs WHERE status = 'finished'"))
+    except sqlite3.OperationalError:  # its tables are not made yet
+        return {}
+    finally:
+        db.close()
+
+
+def test_kill_at_random_moments(spec_file: Path, tmp_path: Path, uninterrupted) -> None:
+    """Soon after so many of the nine runs were finished, and once before any was; each kill must strike a study at work."""
     generator = np.random.default_rng(1)
     folder = tmp_path / "study"
     finished: dict[str, float] = {}
-    for _ in range(3):
+    struck = []
+    for count in (0, 1, 4):
         process = start(spec_file, folder)
-        time.sleep(generator.uniform(2.5, 6.0))
+        deadline = time.time() + 60
+        while (len(finished_runs(folder)) < count or not (folder / "study.toml").exists()) and time.time() < deadline:
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.05))
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        if (folder / "study.db").exists():
-            db = sqlite3.connect(folder / "study.db")
-            try:
-                now = dict(db.execute("SELECT run_id, loss FROM runs WHERE status = 'finished'"))
-            except sqlite3.OperationalError:  # killed before its tables were made
-                now = {}
-            db.close()
-            assert finished.items() <= now.items()
-            finished = now
+        assert process.wait() == -signal.SIGKILL  # it had not ended by itself
+        now = finished_runs(folder)
+        assert finished.items() <= now.items()
+        finished = now
+        struck.append(len(now))
+    assert struck[0] == 0 and 1 <= struck[1] <= struck[2] < 9, struck
     assert start(spec_file, folder).wait() == 0
     assert table(folder) == uninterrupted
 
@@ -117,15 +130,16 @@ def test_kill_at_random_moments(spec_file: Path, tmp_path: Path, uninterrupted, 
 def test_workers_die_with_their_parent(spec_file: Path, tmp_path: Path) -> None:
     process = start(spec_file, tmp_path / "study")
     children: list[str] = []
-    deadline = time.time() + 30
+    deadline = time.time() + 60
     listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while (
-        len(children) < 3 and time.time() < deadline and process.poll() is None
-    ):  # two workers and the resource tracker
+    # two workers, which watch their parent from then on that they train, and the resource tracker
+    while (len(children) < 3 or not finished_runs(tmp_path / "study")) and time.time() < deadline:
+        assert process.poll() is None
         children = listing.read_text().split()
-        time.sleep(0.05)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert len(children) >= 3
     deadline = time.time() + 10
     while any(Path(f"/proc/{child}").exists() for child in children) and time.time() < deadline:
         time.sleep(0.05)

@@ -103,6 +103,11 @@ class Problem:
             threads=self.threads,
         )
 
+    def select(self, rows: np.ndarray) -> "Problem":
+        """The same problem of some of the runs."""
+        variables = {name: np.ascontiguousarray(column[rows]) for name, column in self.variables.items()}
+        return replace(self, variables=variables, y=self.y[rows], weights=self.weights[rows])
+
     def holding(self, j: int, value: float) -> "Problem":
         """The same problem with theta_j held."""
         lower, upper = self.lower.copy(), self.upper.copy()

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pyscaling.fitting.fit import Fit
 
-MANY = 100_000  # runs; an interval of more is not asked to refit without being told to
+MANY = 20_000  # runs; of more, a thousand refits take many seconds, and none is made without being asked for
 _VANISHED = 1e-150
 _AT_ONCE = 1 << 22  # responses held in memory
 Resample = Literal["pairs", "residuals", "wild"]

@@ -39,8 +39,8 @@ def covariance(fit: "Fit", cluster: Any, robust: bool) -> np.ndarray:
     J, weights = jacobian[:, free], problem.weights
     if robust or cluster is not None:
         number = cluster_numbers(fit, cluster)
-        scores = np.zeros((number.max() + 1, len(free)))
-        np.add.at(scores, number, (weights * _psi(problem, fit.residuals))[:, None] * J)
+        each = (weights * _psi(problem, fit.residuals))[:, None] * J
+        scores = each if cluster is None else np.stack([np.bincount(number, column) for column in each.T], axis=1)
         units = len(scores)
         spread = _inverse(J, weights * _psi_slope(problem, fit.residuals)) @ scores.T
         inside = spread @ spread.T * units / max(1, units - len(free))

@@ -8,6 +8,7 @@ import numpy as np
 
 from pyscaling.fitting.covariance import moments
 from pyscaling.fitting.problem import Problem
+from pyscaling.fitting.sample import LONG, sample_of
 from pyscaling.tables import Runs
 
 _ROUNDING = 1e-9
@@ -112,7 +113,12 @@ def gather(
     unmoved = free & ~moved.any(axis=0)
     condition, unidentified, vanished = _identifiability(problem, theta, free)
     if exact < lowest < np.inf:
-        plateaus = (name for name in _plateaus(problem, theta, lowest, free & ~vanished) if name not in unidentified)
+        # Of a long table first by a sample: what that determines all runs do.
+        candidates = free & ~vanished & [domain.logarithmic for domain in problem.law.parameters.values()]
+        if len(problem.y) > LONG:
+            flat = _plateaus(sample_of(problem), theta, candidates)
+            candidates &= [name in flat for name in problem.law.names]
+        plateaus = (name for name in _plateaus(problem, theta, candidates) if name not in unidentified)
         unidentified = (*unidentified, *plateaus)
     residuals = problem.y - problem.value_and_jacobian(theta)[0]
     outliers = {} if lowest <= exact else _outliers(problem, theta, residuals)
@@ -135,7 +141,7 @@ def gather(
         condition_number=condition,
         unidentified=unidentified,
         misfit=tuple(misfit) if lowest > exact else (),
-        cautions=(*aside, *doubts, *_cautions(problem, residuals)) if lowest > exact else (),
+        cautions=(*aside, *doubts, *_cautions(problem, theta)) if lowest > exact else (),
         doubts=tuple(table),
         outliers={int(stand[row]): size for row, size in outliers.items()},
     )
@@ -153,7 +159,15 @@ def replicate_noise(problem: Problem) -> tuple[float, int] | None:
 
 
 def _groups(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
-    """Numbers [n] of rows that are equal in all columns, and how many differ: columns of millions are sorted once each."""
+    """Numbers [n] of rows that are equal in all columns, and how many differ."""
+    if all(column.dtype == np.float64 for column in columns):  # a hash tells at once that all do
+        mixed = np.zeros(len(columns[0]), dtype=np.uint64)
+        for column in columns:
+            mixed = (mixed ^ (column + 0.0).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+        mixed.sort()
+        if np.all(mixed[1:] != mixed[:-1]):
+            return np.arange(len(mixed)), len(mixed)
     group, count = np.zeros(len(columns[0]), dtype=np.int64), 1
     for column in columns:
         values, number = np.unique(column, return_inverse=True)
@@ -251,12 +265,14 @@ def _misfit(problem: Problem, residuals: np.ndarray, copied: bool) -> tuple[list
     return found, doubts
 
 
-def _cautions(problem: Problem, residuals: np.ndarray) -> tuple[str, ...]:
+def _cautions(problem: Problem, theta: np.ndarray) -> tuple[str, ...]:
     """Too few runs to tell, and residuals whose signs follow a variable (runs test, Wald & Wolfowitz 1940)."""
     found = []
     if (degrees := problem.n_runs - problem.n_free) < 3:
         found.append(f"only {degrees} more runs than parameters, too few to tell whether the law fits")
     names = [name for name in problem.law.variables if name not in problem.law.indicators.values()]
+    problem = sample_of(problem) if len(problem.y) > LONG else problem
+    residuals = problem.y - problem.value_and_jacobian(theta)[0]
     for name in names:
         columns = [problem.variables[other] for other in names if other != name]
         order = np.lexsort([*columns, problem.variables[name]])
@@ -271,18 +287,21 @@ def _cautions(problem: Problem, residuals: np.ndarray) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _plateaus(problem: Problem, theta: np.ndarray, lowest: float, free: np.ndarray) -> list[str]:
+def _plateaus(problem: Problem, theta: np.ndarray, candidates: np.ndarray) -> list[str]:
     """Positive parameters that may be ten times larger and smaller, the others refitted, within a 95 % likelihood ratio.
 
     A curvature at the minimum cannot tell: it is sharp where the kink of an absolute value happens to lie. Nor can the
     objective's height, which runs that are far off may make up.
     """
-    found = []
+    found: list[str] = []
+    if not candidates.any():
+        return found
+    lowest = float(problem.solve(theta)["value"][0])
     s, v = moments(problem, problem.y - problem.value_and_jacobian(theta)[0])
     if not s > 0:
         return found
     limit = lowest + 3.84 / 2 * v / s * problem.weights.mean()
-    for j in np.flatnonzero(free & [domain.logarithmic for domain in problem.law.parameters.values()]):
+    for j in np.flatnonzero(candidates):
 
         def stays_low(step: float, j: int = int(j)) -> bool:
             moved = theta.copy()
@@ -300,8 +319,8 @@ def _identifiability(
 ) -> tuple[float, tuple[str, ...], np.ndarray]:
     """Condition number, directions that are not determined, and parameters without any effect left."""
     value, jacobian = problem.value_and_jacobian(theta)
-    jacobian = jacobian * np.sqrt(problem.weights)[:, None]
-    size = np.linalg.norm(jacobian, axis=0)
+    gram = (jacobian.T * problem.weights) @ jacobian
+    size = np.sqrt(np.diag(gram))
     # A logarithm that ran off: its term no longer moves the law at all.
     effect = size * np.where(
         [p.logarithmic for p in problem.law.parameters.values()], 1.0, np.maximum(np.abs(theta), 1.0)
@@ -311,7 +330,7 @@ def _identifiability(
     if not len(kept):
         return np.inf, (), vanished
     names = problem.law.names
-    normal = (jacobian[:, kept] / size[kept]).T @ (jacobian[:, kept] / size[kept])
+    normal = gram[np.ix_(kept, kept)] / np.outer(size[kept], size[kept])
     eigenvalue, vector = np.linalg.eigh(normal)
     smallest = max(float(eigenvalue[0]), 0.0)
     residual = (value - problem.y) * np.sqrt(problem.weights)

@@ -29,6 +29,7 @@ from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
 from pyscaling.fitting.groups import GroupedLaw, group_runs
 from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG, Problem, automatic_starts, given_starts, make_problem
 from pyscaling.fitting.result import Result, new_axes
+from pyscaling.fitting.sample import LONG, solve_from_sample
 from pyscaling.laws import USUAL_VARIABLES, Law
 from pyscaling.tables import Runs
 
@@ -126,7 +127,8 @@ def fit(
     else:
         theta = given_starts(problem, starts)
     check_domain(problem, theta, table)
-    solved = problem.solve(theta)
+    solve = solve_from_sample if len(problem.y) > LONG and len(theta) > 4 else Problem.solve
+    solved = solve(problem, theta)
     value = np.where(np.isfinite(solved["value"]) & (solved["status"] != 3), solved["value"], np.inf)
     best = int(np.argmin(value))
     if not np.isfinite(value[best]):
@@ -466,7 +468,7 @@ class Fit(Result):
     def intervals(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
         """name -> interval, of a bootstrap of 1,000 resamples (see Bootstrap.interval).
 
-        Of more than 100,000 runs from the sandwich's standard errors instead: there its normal law holds, and 1,000 refits
+        Of more than 20,000 runs from the sandwich's standard errors instead: there its normal law holds, and 1,000 refits
         take minutes.
         """
         check_level(level)

@@ -68,11 +68,12 @@ def _psi_slope(problem: Problem, residuals: np.ndarray) -> np.ndarray:
     """
     delta = problem.core_delta
     if not np.isfinite(delta):
-        return np.ones(len(residuals))
+        return np.where(residuals < 0, problem.penalty, 1.0)
     low, high = np.quantile(residuals, [0.25, 0.75])
     h = max((high - low) / 2 * len(residuals) ** -0.2, delta, 1e-300)
     return (_psi(problem, residuals + h) - _psi(problem, residuals - h)) / (2 * h)
 
 
 def _psi(problem: Problem, residuals: np.ndarray) -> np.ndarray:
-    return np.clip(residuals, -problem.core_delta, problem.core_delta)
+    psi = np.clip(residuals, -problem.core_delta, problem.core_delta)
+    return psi if problem.penalty == 1 else np.where(residuals < 0, problem.penalty * psi, psi)

@@ -197,7 +197,7 @@ def _copies(problem: Problem, runs: Runs, stand: np.ndarray) -> list[str]:
 
 def _outliers(problem: Problem, theta: np.ndarray, residuals: np.ndarray) -> dict[int, float]:
     """row -> residual over the noise that most runs show (median of absolute deviations), where it is beyond _OUTLYING."""
-    if problem.n_runs < 3 * problem.n_free or problem.n_runs - problem.n_free < 3:
+    if problem.penalty != 1 or problem.n_runs < 3 * problem.n_free or problem.n_runs - problem.n_free < 3:
         return {}
 
     def sizes(residuals: np.ndarray) -> np.ndarray:
@@ -249,7 +249,7 @@ def _misfit(problem: Problem, residuals: np.ndarray, copied: bool) -> tuple[list
     squares = float(np.sum(problem.weights * residuals**2))
     if problem.known_noise and squares / degrees > 1 + _SIGMAS * math.sqrt(2 / degrees):
         found.append(f"residuals are {math.sqrt(squares / degrees):.3g} times the noise that was given")
-    replicates = replicate_noise(problem)
+    replicates = replicate_noise(problem) if problem.penalty == 1 else None  # else it is to lie below their mean
     if replicates is not None:
         noise, of_noise = replicates
         if noise <= 1e-12 * np.abs(problem.y).max():

@@ -68,6 +68,7 @@ def fit(
     tied: Sequence[Sequence[str]] | None = None,
     group: Any = None,
     shared: str | Sequence[str] | None = None,
+    overestimate_penalty: float = 1.0,
     threads: int | None = None,
 ) -> "Fit":
     """Fits a scaling law to runs.
@@ -82,6 +83,10 @@ def fit(
     [("alpha", "beta")].
     group: a column (or labels [n]) of data sets or architectures that each have parameters of their own, named p_<group>,
     but for those named in shared: `fit.predict(..., group=...)`, `fit.params_of(group)`.
+    overestimate_penalty: factor on the objective of runs that the law lies above, whose loss it overestimates. A run that was
+    not tuned lies above what its N and D allow and never below: a penalty above 1 makes the law follow the lower edge of the
+    runs. Of "lad" it is their quantile 1 / (1 + penalty) (Koenker & Bassett 1978), of "gaussian" an expectile (Newey &
+    Powell 1987).
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
@@ -109,6 +114,7 @@ def fit(
         noise=noise,
         bounds=bounds,
         fixed=fixed,
+        penalty=overestimate_penalty,
         threads=threads,
     )
     rows = None
@@ -368,7 +374,9 @@ class Fit(Result):
             else:
                 # The curve's samples, centred and widened as its own interval is, plus residuals of either sign.
                 generator = np.random.default_rng(seed)
-                residuals = generator.choice(inflated_residuals(self), size=n) * generator.choice([-1.0, 1.0], size=n)
+                residuals = generator.choice(inflated_residuals(self), size=n)
+                if self.problem.penalty == 1:
+                    residuals = residuals * generator.choice([-1.0, 1.0], size=n)
                 widen = student_t(1 - tail, boot.degrees) / student_t(1 - tail, 10**9)
                 error = widen * (drawn - np.nanmedian(drawn, axis=0)) + residuals.reshape(-1, *[1] * value.ndim)
                 error = np.where(np.isnan(error).all(axis=0), np.inf, error)

@@ -42,6 +42,7 @@ class Problem:
     residual: Residual
     threads: int
     units: tuple[float, ...]  # of theta, [P], powers of two: what is not a logarithm is of order one there
+    penalty: float = 1.0  # on the objective of runs that the law lies above
     known_noise: bool = False  # weights are 1 / noise^2, and residuals are not asked how large it is
 
     @cached_property
@@ -101,6 +102,7 @@ class Problem:
             cluster=cluster,
             seed=seed,
             threads=self.threads,
+            over=self.penalty,
         )
 
     def select(self, rows: np.ndarray) -> "Problem":
@@ -153,6 +155,7 @@ def make_problem(
     noise: Any,
     bounds: Mapping[str, tuple[float, float]] | None,
     fixed: Mapping[str, float] | None,
+    penalty: float,
     threads: int | None,
 ) -> Problem:
     """Checks every argument of a fit. Raises ValueError that names the argument, its value and the remedy."""
@@ -161,6 +164,8 @@ def make_problem(
             raise ValueError(f"{argument}={value!r} is unknown; known are {', '.join(known.__args__)}.")  # type: ignore[attr-defined]
     if not (isinstance(delta, int | float | np.number) and 0 < delta <= sys.float_info.max):
         raise ValueError(f"delta must be finite and positive, got {delta!r}; 1e-3 is usual on log loss.")
+    if not (isinstance(penalty, int | float | np.number) and 0 < penalty <= 1e6):
+        raise ValueError(f"overestimate_penalty must be positive and at most 1e6, got {penalty!r}; 1 is symmetric.")
     variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
     for name, column in variables.items():
         positive = name in USUAL_VARIABLES
@@ -199,6 +204,7 @@ def make_problem(
         residual=residual,  # type: ignore[arg-type]
         threads=threads if threads is not None else os.cpu_count() or 1,
         units=units,
+        penalty=float(penalty),
         known_noise=noise is not None,
     )
 

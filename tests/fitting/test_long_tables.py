@@ -28,7 +28,9 @@ def test_the_minimum_is_that_of_all_runs() -> None:
     assert "(standard errors)" in str(fit)
     low, high = fit.intervals(0.9)["alpha"]
     error = fit.standard_errors()["alpha"]
-    assert [low, high] == pytest.approx([fit.params["alpha"] - 1.645 * error, fit.params["alpha"] + 1.645 * error], rel=1e-3)
+    assert [low, high] == pytest.approx(
+        [fit.params["alpha"] - 1.645 * error, fit.params["alpha"] + 1.645 * error], rel=1e-3
+    )
     assert low < 0.35 < high
     runs["loss"][1234] *= 2
     assert list(ps.fit(runs, starts=8).outliers) == [1234]

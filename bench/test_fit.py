@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 
 import pyscaling as ps
 from pyscaling._core import evaluate, resample_counts
+from pyscaling.fitting.problem import automatic_starts
 
 SCIPY_STARTS = 12  # of 4,500; a seeded sample, its time scaled up
 SCIPY_RESAMPLES = 5  # of 4,000, with the same number of starts as ours
@@ -196,6 +197,17 @@ def test_long_tables() -> None:
         print(
             f"\n{n:>9,} points: a fit from 4 starts {took:.3f} s, an evaluation {once / n * 1e9:.2f} ns a point", end=""
         )
+    started, busy = time.perf_counter(), time.process_time()
+    fit = ps.fit(runs, law="chinchilla", threads=2)
+    took, busy = time.perf_counter() - started, time.process_time() - busy
+    full = fit.problem.solve(automatic_starts(fit.problem, 8))["value"].min()
+    text = seconds(lambda: str(fit))
+    print(
+        f"\na million points: the default fit {took:.2f} s on two cores ({busy:.2f} s of processor time), printed in {text:.2f} s, "
+        f"objective / a search on all points - 1: {fit.objective_value / full - 1:.1e}"
+    )
+    assert took < 2
+    assert abs(fit.objective_value / full - 1) < 1e-9
     per_point = [ns for _, _, ns in rows]
     assert max(per_point) < 3 * min(per_point)
 

@@ -230,7 +230,7 @@ void draw_counts(std::uint64_t seed, int resample, std::vector<double>& counts) 
 }
 
 void run_batch(const Batch& batch, const Results& results) {
-    const Problem problem{batch.tape, &batch.points, batch.y, batch.weights, batch.lower, batch.upper, batch.delta, batch.spread, batch.stop};
+    const Problem problem{batch.tape, &batch.points, batch.y, batch.weights, batch.lower, batch.upper, batch.delta, batch.over, batch.spread, batch.stop};
     const int threads = std::min(batch.threads, kMostThreads);
     if (batch.n_resample > 0) fit_resamples(batch, problem, results, std::min(threads, batch.n_resample));
     else fit_starts(batch, problem, results, std::min(threads, batch.n_start));

@@ -23,7 +23,7 @@ struct Batch {
     std::uint64_t seed = 0;
     const double* lower;
     const double* upper;
-    double delta, spread;
+    double delta, spread, over = 1.0;
     int threads = 1;
     const std::atomic<bool>* stop;  // set by another thread to give up
 };

@@ -147,7 +147,7 @@ void interruptible(std::atomic<bool>& stop, Work work) {
 
 py::dict fit_batch(const Tape& tape, const Doubles& columns, const Doubles& y, const Doubles& weights, const Doubles& starts,
                    const Doubles& lower, const Doubles& upper, double delta, double spread, int n_resample,
-                   const py::object& cluster, std::uint64_t seed, int threads) {
+                   const py::object& cluster, std::uint64_t seed, int threads, double over) {
     Batch batch;
     batch.tape = &tape;
     batch.points = make_points(tape, columns);
@@ -185,7 +185,9 @@ py::dict fit_batch(const Tape& tape, const Doubles& columns, const Doubles& y, c
     batch.seed = seed;
     batch.lower = lower.data();
     batch.upper = upper.data();
+    require(over > 0 && std::isfinite(over), "over must be finite and positive");
     batch.delta = delta;
+    batch.over = over;
     batch.spread = spread;
     batch.threads = std::max(1, threads);
 
@@ -218,14 +220,14 @@ py::array_t<double> resample_counts(int n_cluster, int n_resample, std::uint64_t
 }
 
 py::tuple evaluate_once(const Tape& tape, const Doubles& columns, const Doubles& y, const Doubles& weights, const Doubles& theta,
-                        double delta, int level, int repeat) {
+                        double delta, int level, int repeat, double over) {
     const Points points = make_points(tape, columns);
     require(y.size() == points.n && weights.size() == points.n && theta.size() == tape.n_parameter, "sizes do not match");
     require(level >= 0 && level <= 2, "level must be 0, 1 or 2");
     require(delta > 0 && repeat > 0, "delta and repeat must be positive");
     Workspace ws(tape);
     Evaluation out(tape.n_parameter, false);
-    for (int i = 0; i < repeat; ++i) evaluate(tape, points, y.data(), weights.data(), theta.data(), delta, level, ws, out);
+    for (int i = 0; i < repeat; ++i) evaluate(tape, points, y.data(), weights.data(), theta.data(), delta, over, level, ws, out);
     return py::make_tuple(out.value, py::array_t<double>(out.gradient.size(), out.gradient.data()),
                           py::array_t<double>(out.curvature.size(), out.curvature.data()));
 }
@@ -272,9 +274,9 @@ PYBIND11_MODULE(_core, m) {
         });
     m.def("fit_batch", &fit_batch, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("starts"),
           py::arg("lower"), py::arg("upper"), py::arg("delta"), py::arg("spread"), py::arg("n_resample") = 0,
-          py::arg("cluster") = py::none(), py::arg("seed") = 0, py::arg("threads") = 1);
+          py::arg("cluster") = py::none(), py::arg("seed") = 0, py::arg("threads") = 1, py::arg("over") = 1.0);
     m.def("resample_counts", &resample_counts, py::arg("n_cluster"), py::arg("n_resample"), py::arg("seed") = 0);
     m.def("evaluate", &evaluate_once, py::arg("tape"), py::arg("columns"), py::arg("y"), py::arg("weights"), py::arg("theta"),
-          py::arg("delta"), py::arg("level") = 1, py::arg("repeat") = 1);
+          py::arg("delta"), py::arg("level") = 1, py::arg("repeat") = 1, py::arg("over") = 1.0);
     m.def("jacobian", &jacobian, py::arg("tape"), py::arg("columns"), py::arg("theta"));
 }

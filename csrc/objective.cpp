@@ -21,8 +21,8 @@ struct BlockWeights {
 constexpr double kTiny = 1e-150;  // below every residual that matters
 
 template <bool kLog>
-PYSCALING_INLINE double residuals(const double* law, const double* y, const double* w, int n, double delta, double exact,
-                                  double* gradient, double* curvature, double* scale) {
+PYSCALING_INLINE double residuals(const double* law, const double* y, const double* weights, int n, double delta, double over,
+                                  double exact, double* gradient, double* curvature, double* scale) {
     double total = 0.0;
     if (kLog) {  // apart, for a call of the vector logarithm spills every register
 #pragma omp simd
@@ -32,27 +32,28 @@ PYSCALING_INLINE double residuals(const double* law, const double* y, const doub
     for (int p = 0; p < n; ++p) {
         const double r = (kLog ? gradient[p] : law[p]) - y[p];
         const double size = r < 0 ? -r : r;
+        const double w = r > 0 ? over * weights[p] : weights[p];
         const double divisor = size > kTiny ? size : kTiny;
         const double reciprocal = 1.0 / (kLog ? law[p] * divisor : divisor);  // one division for two quotients
         const double factor = kLog ? reciprocal * divisor : 1.0;
         const double ratio = delta * (kLog ? reciprocal * law[p] : reciprocal);
-        const double shrink = size <= delta ? w[p] : w[p] * ratio;
+        const double shrink = size <= delta ? w : w * ratio;
         const double inner = size < delta ? size : delta;
-        total += w[p] * inner * (size - 0.5 * inner);
+        total += w * inner * (size - 0.5 * inner);
         const double g = shrink * r * factor;
         gradient[p] = g;
         scale[p] = shrink * factor * factor;
-        const double bend = size <= delta ? w[p] : 0.0;
+        const double bend = size <= delta ? w : 0.0;
         curvature[p] = kLog ? (bend * factor - exact * g) * factor : bend;
     }
     return total;
 }
 
 PYSCALING_CLONES
-double residual_block(const double* law, const double* y, const double* w, int n, double delta, bool log_link, bool exact,
-                      double* gradient, double* curvature, double* scale) {
-    return log_link ? residuals<true>(law, y, w, n, delta, exact, gradient, curvature, scale)
-                    : residuals<false>(law, y, w, n, delta, exact, gradient, curvature, scale);
+double residual_block(const double* law, const double* y, const double* w, int n, double delta, double over, bool log_link,
+                      bool exact, double* gradient, double* curvature, double* scale) {
+    return log_link ? residuals<true>(law, y, w, n, delta, over, exact, gradient, curvature, scale)
+                    : residuals<false>(law, y, w, n, delta, over, exact, gradient, curvature, scale);
 }
 
 constexpr int kTile = 3;  // rows summed together: 12 sums and 6 operands fit the vector registers of AVX-512, nearly those of AVX2
@@ -180,7 +181,7 @@ void add_sums(const std::vector<const double*>& rows, BlockWeights w, int n, dou
 }  // namespace
 
 void evaluate(const Tape& tape, const Points& points, const double* y, const double* weights, const double* theta,
-              double delta, int level, Workspace& ws, Evaluation& out) {
+              double delta, double over, int level, Workspace& ws, Evaluation& out) {
     const int P = tape.n_parameter;
     set_parameters(tape, theta, ws);
     out.value = 0.0;
@@ -194,7 +195,7 @@ void evaluate(const Tape& tape, const Points& points, const double* y, const dou
     for (int first = 0; first < points.n; first += kBlock) {
         const int n = std::min(kBlock, points.n - first);
         run_level(tape, points, first, n, 0, ws);
-        out.value += residual_block(slot(tape, points, first, ws, tape.value), y + first, weights + first, n, delta,
+        out.value += residual_block(slot(tape, points, first, ws, tape.value), y + first, weights + first, n, delta, over,
                                     tape.log_link, level == 2, w.g, w.c, w.s);
         if (level == 0) continue;
         run_level(tape, points, first, n, 1, ws);

@@ -1,4 +1,5 @@
-// The objective of a fit, sum_i w_i rho(r_i) with r = law - y (or log law - y), its gradient and its curvature.
+// The objective of a fit, sum_i w_i rho(r_i) with r = law - y (or log law - y), its gradient and its curvature; where r > 0,
+// the law above the run, w counts `over` times.
 #pragma once
 
 #include <vector>
@@ -23,6 +24,6 @@ struct Evaluation {
 
 // level 0: value; 1: with gradient and Gauss-Newton matrix; 2: with the exact Hessian.
 void evaluate(const Tape& tape, const Points& points, const double* y, const double* weights, const double* theta,
-              double delta, int level, Workspace& ws, Evaluation& out);
+              double delta, double over, int level, Workspace& ws, Evaluation& out);
 
 }  // namespace pyscaling

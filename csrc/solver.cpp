@@ -85,7 +85,7 @@ struct Descent {
     }
 
     void measure(const std::vector<double>& where, double delta, int level, Evaluation& out) {
-        evaluate(*problem.tape, *problem.points, problem.y, problem.weights, where.data(), delta, level, ws, out);
+        evaluate(*problem.tape, *problem.points, problem.y, problem.weights, where.data(), delta, problem.over, level, ws, out);
     }
 
     void find_free() {
@@ -216,6 +216,7 @@ Relative::Relative(const Problem& of) : tape(*of.tape), y(of.y, of.y + of.points
     problem.y = y.data();
     problem.weights = weights.data();
     problem.delta = INFINITY;
+    problem.over = 1.0;  // a linear problem
 }
 
 bool project(const Problem& relative, double* theta, Workspace& ws) {

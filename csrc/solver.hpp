@@ -20,6 +20,7 @@ struct Problem {
     const double* lower;  // n_parameter each; +-infinity where free
     const double* upper;
     double delta;   // of the objective asked for
+    double over;    // factor on the weight of points that the law lies above
     double spread;  // typical size of y's variation: no stage begins with a larger delta
     const std::atomic<bool>* stop;  // gives up when set
 };

@@ -35,6 +35,7 @@ def fit_batch(
     cluster: np.ndarray | None = None,
     seed: int = 0,
     threads: int = 1,
+    over: float = 1.0,
 ) -> dict[str, np.ndarray]: ...
 def resample_counts(n_cluster: int, n_resample: int, seed: int = 0) -> np.ndarray: ...
 def evaluate(
@@ -46,5 +47,6 @@ def evaluate(
     delta: float,
     level: int = 1,
     repeat: int = 1,
+    over: float = 1.0,
 ) -> tuple[float, np.ndarray, np.ndarray]: ...
 def jacobian(tape: Tape, columns: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...

@@ -1,6 +1,5 @@
 """The bootstrap of a fit: every resample refitted, thousands a second."""
 
-import math
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from statistics import NormalDist
@@ -11,6 +10,9 @@ import numpy as np
 if TYPE_CHECKING:
     from pyscaling.fitting.fit import Fit
 
+MANY = 20_000  # runs; of more, a thousand refits take many seconds, and none is made without being asked for
+_VANISHED = 1e-150
+_AT_ONCE = 1 << 22  # responses held in memory
 Resample = Literal["pairs", "residuals", "wild"]
 Method = Literal["t", "percentile", "bc"]
 Quantity = str | Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -21,7 +23,7 @@ class Bootstrap:
 
     samples: [R, P], columns in the order of `names`, in the parameters' own units. estimate: name -> fitted value.
     objective_values: [R]. converged: [R], whether each resample reached its minimum. degrees: of freedom, units that
-    were resampled less free parameters.
+    were resampled less free parameters. fit: what was resampled, which knows the parameters' domains.
     """
 
     def __init__(
@@ -31,7 +33,9 @@ class Bootstrap:
         objective_values: np.ndarray,
         converged: np.ndarray,
         degrees: int,
+        fit: "Fit | None" = None,
     ) -> None:
+        self._fit = fit
         self.estimate, self.names, self.samples = dict(estimate), list(estimate), samples
         self.objective_values, self.converged, self.degrees = objective_values, converged, degrees
 
@@ -40,7 +44,7 @@ class Bootstrap:
         """name -> [R]."""
         return dict(zip(self.names, self.samples.T, strict=True))
 
-    def interval(self, quantity: Quantity, level: float = 0.95, method: Method = "t") -> tuple[float, float]:
+    def interval(self, quantity: Quantity, level: float = 0.9, method: Method = "t") -> tuple[float, float]:
         """Interval of a parameter, or of a function of the parameters (called with their values, then with samples [R]).
 
         method: "t", estimate -+ t x standard error, on a logarithmic scale where every sample is positive; the standard
@@ -48,10 +52,25 @@ class Bootstrap:
         where no sample is. It covers about what it says in the simulations of bench/coverage.py, where "percentile" (what
         most published intervals are) covers too much, and "bc", bias-corrected percentiles (Efron 1987), too little with few
         clusters. Prefer "percentile" where samples pile up at a bound: the two methods then differ.
+        A parameter's stays within its bounds, and a floor's below the lowest loss; of one that ended at a bound or vanished it
+        is one-sided, by its profile (see `profile.one_sided`).
         Raises ValueError for an unknown parameter, level or method.
         """
         check_level(level)
-        low, high = interval_of(*self._values(quantity), level, method, self.degrees)
+        name = quantity if isinstance(quantity, str) and method == "t" and self._fit is not None else None
+        centre, values = self._values(quantity)
+        if name is not None and self._fit is not None:
+            if name in self._fit.evidence.at_bound and len(self._fit.runs) <= MANY:
+                from pyscaling.fitting.profile import one_sided
+
+                return one_sided(self._fit, name, level)
+            domain = self._fit.law.parameters[name]
+            # A term that vanished in some resamples has a coefficient that a logarithm cannot take: from zero, then.
+            gone = domain.logarithmic and np.mean(values < _VANISHED) > (1 - level) / 2
+            way: Method = "percentile" if gone else method
+            low, high = interval_of(centre, values, level, way, self.degrees, domain.role == "floor")
+            return self._fit.within_domain(name, 0.0 if gone else float(low), float(high))
+        low, high = interval_of(centre, values, level, method, self.degrees)
         return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)  # type: ignore[return-value]
 
     def standard_error(self, quantity: Quantity) -> float:
@@ -75,7 +94,7 @@ class Bootstrap:
         return len(self.samples)
 
     def __repr__(self) -> str:
-        rows = [f"Bootstrap of {len(self)} resamples, 95 % intervals"]
+        rows = [f"Bootstrap of {len(self)} resamples, 90 % intervals"]
         for name in self.names:
             low, high = self.interval(name)
             rows.append(f"  {name:>8} {low:.5g} .. {high:.5g}")
@@ -103,14 +122,20 @@ def bootstrap(fit: "Fit", n: int, cluster: Any, seed: int, starts: int, resample
     else:
         if resample == "residuals" and cluster is not None:
             raise ValueError('resample="residuals" takes runs to be independent; with cluster use "pairs" or "wild".')
-        responses = _responses(fit, n, number, np.random.default_rng(seed), resample)
-        solved = fit.problem.solve(fit.restarts(starts), n_resample=n, responses=responses)
+        generator, restarts = np.random.default_rng(seed), fit.restarts(starts)
+        share = max(1, _AT_ONCE // len(number))
+        parts = [
+            fit.problem.solve(restarts, n_resample=count, responses=_responses(fit, count, number, generator, resample))
+            for count in [min(share, n - first) for first in range(0, n, share)]
+        ]
+        solved = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Bootstrap(
         fit.params,
         fit.problem.to_params(solved["theta"]),
         solved["value"] * fit.problem.objective_scale(),
         solved["status"] == 0,
         max(1, int(number.max()) + 1 - fit.problem.n_free),
+        fit,
     )
 
 
@@ -119,7 +144,7 @@ def cluster_numbers(fit: "Fit", cluster: Any) -> np.ndarray:
     count = len(fit.runs)
     if cluster is None:
         return np.arange(count, dtype=np.int64)
-    _, number = np.unique(fit.runs.labels(cluster, "cluster"), return_inverse=True)
+    _, number = np.unique(fit.labels(cluster, "cluster"), return_inverse=True)
     if number.max() < 1:
         raise ValueError("cluster puts every run into one cluster; a bootstrap needs at least two.")
     return number.astype(np.int64)
@@ -137,8 +162,8 @@ def _responses(
 
 
 def inflated_residuals(fit: "Fit") -> np.ndarray:
-    """Residuals of the runs that count, of the size of the noise."""
-    return fit.residuals[fit.problem.weights > 0] * _inflation(fit)
+    """Residuals of the size of the noise."""
+    return fit.residuals * _inflation(fit)
 
 
 def _inflation(fit: "Fit") -> float:
@@ -148,9 +173,9 @@ def _inflation(fit: "Fit") -> float:
 
 
 def interval_of(
-    centre: np.ndarray, values: np.ndarray, level: float, method: Method, degrees: int
+    centre: np.ndarray, values: np.ndarray, level: float, method: Method, degrees: int, plain: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ends [...] of the interval of an estimate [...] with samples [R, ...]; see Bootstrap.interval."""
+    """Ends [...] of the interval of an estimate [...] with samples [R, ...]; see Bootstrap.interval. plain: no logarithm."""
     tail = (1 - level) / 2
     finite = np.where(np.isfinite(values), values, np.nan)
     if not np.isfinite(finite).any(axis=0).all():
@@ -162,7 +187,7 @@ def interval_of(
         return _bias_corrected(centre, finite, tail)
     if method != "t":
         raise ValueError(f'method={method!r} is unknown; known are "t", "percentile" and "bc".')
-    logarithmic = np.logical_and(centre > 0, np.nanmin(finite, axis=0) > 0)
+    logarithmic = np.logical_and(centre > 0, np.nanmin(finite, axis=0) > 0) & (not plain)
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.where(logarithmic, np.log(finite), finite)
         middle = np.where(logarithmic, np.log(centre), centre)
@@ -192,20 +217,11 @@ def _bias_corrected(centre: np.ndarray, values: np.ndarray, tail: float) -> tupl
     return low, high
 
 
-def student_t(probability: float, degrees: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees, else the expansion of Cornish & Fisher, to 1e-3 or better."""
-    if degrees == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if degrees == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees ** (k + 1) for k, term in enumerate(terms))
+def student_t(probability: float, degrees: float) -> float:
+    """Quantile of Student's t."""
+    from scipy.special import stdtrit  # a third of a second, which a fit without intervals need not wait
+
+    return float(stdtrit(degrees, probability))
 
 
 def check_level(level: float) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyscaling.fitting.bootstrap import cluster_numbers
+from pyscaling.fitting.problem import Problem
 
 if TYPE_CHECKING:
     from pyscaling.fitting.fit import Fit
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 def score_moments(fit: "Fit") -> tuple[float, float]:
     """s = E psi'(r) and v = E psi(r)^2 of the fit's objective, v with n - p degrees of freedom."""
-    weights = fit.problem.weights / fit.problem.weights.mean()
-    if fit.problem.known_noise:
-        return 1.0, 1 / float(fit.problem.weights.mean())
-    v = float(np.sum(weights * _psi(fit, fit.residuals) ** 2) / max(1, len(weights) - fit.problem.n_free))
-    return float(np.mean(weights * _psi_slope(fit))), v
+    return moments(fit.problem, fit.residuals)
+
+
+def moments(problem: Problem, residuals: np.ndarray) -> tuple[float, float]:
+    """See score_moments."""
+    weights = problem.weights / problem.weights.mean()
+    if problem.known_noise:
+        return 1.0, 1 / float(problem.weights.mean())
+    v = float(np.sum(weights * _psi(problem, residuals) ** 2) / max(1, len(weights) - problem.n_free))
+    return float(np.mean(weights * _psi_slope(problem, residuals))), v
 
 
 def covariance(fit: "Fit", cluster: Any, robust: bool) -> np.ndarray:
@@ -33,14 +39,14 @@ def covariance(fit: "Fit", cluster: Any, robust: bool) -> np.ndarray:
     J, weights = jacobian[:, free], problem.weights
     if robust or cluster is not None:
         number = cluster_numbers(fit, cluster)
-        scores = np.zeros((number.max() + 1, len(free)))
-        np.add.at(scores, number, (weights * _psi(fit, fit.residuals))[:, None] * J)
+        each = (weights * _psi(problem, fit.residuals))[:, None] * J
+        scores = each if cluster is None else np.stack([np.bincount(number, column) for column in each.T], axis=1)
         units = len(scores)
-        spread = _inverse(J, weights * _psi_slope(fit)) @ scores.T
+        spread = _inverse(J, weights * _psi_slope(problem, fit.residuals)) @ scores.T
         inside = spread @ spread.T * units / max(1, units - len(free))
     else:
         s, v = score_moments(fit)
-        inside = _inverse(J, weights) * v / s**2 * weights.mean()
+        inside = _inverse(J, weights) * (v / s**2 if s > 0 else np.nan) * weights.mean()
     out = np.zeros((len(fit.theta), len(fit.theta)))
     out[np.ix_(free, free)] = inside
     return out
@@ -55,18 +61,19 @@ def _inverse(J: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (axes / kept) @ axes.T / np.outer(scale, scale)
 
 
-def _psi_slope(fit: "Fit") -> np.ndarray:
+def _psi_slope(problem: Problem, residuals: np.ndarray) -> np.ndarray:
     """psi'(r) [n] as a central difference over shifts of half an interquartile range times n^-1/5, and delta at least.
 
     Of a Huber loss with a small delta few residuals lie in the part that bends, and they alone would say little.
     """
-    residuals, delta = fit.residuals, fit.problem.core_delta
+    delta = problem.core_delta
     if not np.isfinite(delta):
-        return np.ones(len(residuals))
+        return np.where(residuals < 0, problem.penalty, 1.0)
     low, high = np.quantile(residuals, [0.25, 0.75])
     h = max((high - low) / 2 * len(residuals) ** -0.2, delta, 1e-300)
-    return (_psi(fit, residuals + h) - _psi(fit, residuals - h)) / (2 * h)
+    return (_psi(problem, residuals + h) - _psi(problem, residuals - h)) / (2 * h)
 
 
-def _psi(fit: "Fit", residuals: np.ndarray) -> np.ndarray:
-    return np.clip(residuals, -fit.problem.core_delta, fit.problem.core_delta)
+def _psi(problem: Problem, residuals: np.ndarray) -> np.ndarray:
+    psi = np.clip(residuals, -problem.core_delta, problem.core_delta)
+    return psi if problem.penalty == 1 else np.where(residuals < 0, problem.penalty * psi, psi)

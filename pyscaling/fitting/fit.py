@@ -1,6 +1,7 @@
 """`ps.fit`: a law and a table of runs in, parameters with their uncertainty and evidence out."""
 
 import ast
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from pyscaling import laws
 from pyscaling.expression import names_of, parse_expression
 from pyscaling.fitting.bootstrap import (
+    MANY,
     Bootstrap,
     Resample,
     bootstrap,
@@ -25,8 +27,9 @@ from pyscaling.fitting.covariance import covariance
 from pyscaling.fitting.domain import check_domain
 from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
 from pyscaling.fitting.groups import GroupedLaw, group_runs
-from pyscaling.fitting.problem import Problem, automatic_starts, given_starts, make_problem
+from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG, Problem, automatic_starts, given_starts, make_problem
 from pyscaling.fitting.result import Result, new_axes
+from pyscaling.fitting.sample import LONG, solve_from_sample
 from pyscaling.laws import USUAL_VARIABLES, Law
 from pyscaling.tables import Runs
 
@@ -65,6 +68,7 @@ def fit(
     tied: Sequence[Sequence[str]] | None = None,
     group: Any = None,
     shared: str | Sequence[str] | None = None,
+    overestimate_penalty: float = 1.0,
     threads: int | None = None,
 ) -> "Fit":
     """Fits a scaling law to runs.
@@ -79,6 +83,10 @@ def fit(
     [("alpha", "beta")].
     group: a column (or labels [n]) of data sets or architectures that each have parameters of their own, named p_<group>,
     but for those named in shared: `fit.predict(..., group=...)`, `fit.params_of(group)`.
+    overestimate_penalty: factor on the objective of runs that the law lies above, whose loss it overestimates. A run that was
+    not tuned lies above what its N and D allow and never below: a penalty above 1 makes the law follow the lower edge of the
+    runs. Of "lad" it is their quantile 1 / (1 + penalty) (Koenker & Bassett 1978), of "gaussian" an expectile (Newey &
+    Powell 1987).
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
@@ -106,8 +114,13 @@ def fit(
         noise=noise,
         bounds=bounds,
         fixed=fixed,
+        penalty=overestimate_penalty,
         threads=threads,
     )
+    rows = None
+    if not problem.weights.all():  # what does not count is no run of this fit
+        rows = np.flatnonzero(problem.weights)
+        table, problem = table.select(rows), problem.select(rows)
     if isinstance(starts, str) and starts != "auto":
         raise ValueError(
             f'starts={starts!r} is unknown; give "auto", a number, or an array [count, {len(chosen.names)}].'
@@ -120,7 +133,8 @@ def fit(
     else:
         theta = given_starts(problem, starts)
     check_domain(problem, theta, table)
-    solved = problem.solve(theta)
+    solve = solve_from_sample if len(problem.y) > LONG and len(theta) > 4 else Problem.solve
+    solved = solve(problem, theta)
     value = np.where(np.isfinite(solved["value"]) & (solved["status"] != 3), solved["value"], np.inf)
     best = int(np.argmin(value))
     if not np.isfinite(value[best]):
@@ -140,8 +154,10 @@ def fit(
             "give `bounds`."
         )
     with np.errstate(all="ignore"):
-        evidence = gather(problem, theta, solved, best)
-    result = Fit(table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value))
+        evidence = gather(problem, theta, solved, best, table, rows)
+    result = Fit(
+        table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value), rows
+    )
     if not evidence.trustworthy:
         warnings.warn(f"fit of {chosen.name}: {'; '.join(evidence.concerns)}.", stacklevel=2)
     if not np.isfinite(result.r2):
@@ -155,7 +171,8 @@ def fit(
 class Fit(Result):
     """A fitted law.
 
-    params: name -> value. objective_value: the sum over runs of the objective. evidence: see Evidence. runs: the table.
+    params: name -> value. objective_value: the sum over runs of the objective. evidence: see Evidence. runs: the table,
+    without the runs of weight zero.
     """
 
     def __init__(
@@ -166,7 +183,9 @@ class Fit(Result):
         core_value: float,
         evidence: Evidence,
         minima: np.ndarray,
+        rows: np.ndarray | None = None,
     ) -> None:
+        self._rows = rows
         self.runs, self.problem, self.law, self.evidence = runs, problem, problem.law, evidence
         self.theta, self._minima = theta, minima
         self.params = dict(zip(self.law.names, problem.to_params(theta).tolist(), strict=True))
@@ -209,6 +228,20 @@ class Fit(Result):
         Noise without lack of fit: where `noise` is much larger, the law is wrong, not the runs.
         """
         return replicate_noise(self.problem)
+
+    @property
+    def outliers(self) -> dict[int, float]:
+        """Row of the table (from 0) -> how many times the noise of most runs it lies above the law (below, if negative).
+
+        Those beyond 6, the farthest first; noise is 1.4826 times the median size of the residuals.
+        """
+        return dict(self.evidence.outliers)
+
+    def labels(self, given: Any, argument: str) -> np.ndarray:
+        """Labels [n] of the fitted runs: a column's, or one per run, those of weight zero counted or not."""
+        if self._rows is not None and not isinstance(given, str) and len(given) > len(self.runs):
+            given = np.asarray(given)[self._rows]
+        return self.runs.labels(given, argument)
 
     @property
     def chi2(self) -> float:
@@ -341,7 +374,9 @@ class Fit(Result):
             else:
                 # The curve's samples, centred and widened as its own interval is, plus residuals of either sign.
                 generator = np.random.default_rng(seed)
-                residuals = generator.choice(inflated_residuals(self), size=n) * generator.choice([-1.0, 1.0], size=n)
+                residuals = generator.choice(inflated_residuals(self), size=n)
+                if self.problem.penalty == 1:
+                    residuals = residuals * generator.choice([-1.0, 1.0], size=n)
                 widen = student_t(1 - tail, boot.degrees) / student_t(1 - tail, 10**9)
                 error = widen * (drawn - np.nanmedian(drawn, axis=0)) + residuals.reshape(-1, *[1] * value.ndim)
                 error = np.where(np.isnan(error).all(axis=0), np.inf, error)
@@ -401,9 +436,9 @@ class Fit(Result):
 
     @property
     def verdict(self) -> str:
-        """Whether to believe the fit, in a few words; `evidence` says why."""
+        """Whether to believe the fit, and the worst that is known of it; `evidence` has the rest."""
         if not self.evidence.trustworthy:
-            return "NOT TO BE TRUSTED, see evidence"
+            return f"NOT TO BE TRUSTED: {self.evidence.concerns[0]}"
         if self.evidence.cautions:
             return f"to be trusted with care, {self.evidence.cautions[0]}"
         return "to be trusted as far as its intervals go"
@@ -415,20 +450,62 @@ class Fit(Result):
         text = f"{self.law.response} = {self.law.expression}"
         return text if set(columns) <= set(USUAL_VARIABLES) else f"{text}, over the columns {', '.join(columns)}"
 
+    def bounds(self, name: str) -> tuple[float, float]:
+        """Between what a parameter was sought, in its own units; 0 and infinity where only its sign is known."""
+        j = self.law.names.index(name)
+        low, high = self.problem.lower[j], self.problem.upper[j]
+        if not self.law.parameters[name].logarithmic:
+            return float(low * self.problem.units[j]), float(high * self.problem.units[j])
+        return math.exp(low) if low > LEAST_LOG else 0.0, math.exp(high) if high < LARGEST_LOG else math.inf
+
+    def within_domain(self, name: str, low: float, high: float) -> tuple[float, float]:
+        """An interval of a parameter cut to where it can lie: within its bounds, and a floor of the law below all losses.
+
+        The lowest loss is the fitted one, and twice the noise of most runs is left to it.
+        """
+        bounds = self.bounds(name)
+        domain, top = self.law.parameters[name], bounds[1]
+        if domain.role == "floor" and domain.positive:
+            log = self.problem.residual == "log"
+            fitted = np.exp(self.problem.y - self.residuals) if log else self.problem.y - self.residuals
+            if fitted.min() >= self.params[name]:
+                noise = 2 * 1.4826 * float(np.median(np.abs(self.residuals)))
+                top = min(top, float(fitted.min() * np.exp(noise) if log else fitted.min() + noise))
+        return max(float(low), bounds[0]), min(float(high), top)
+
+    def intervals(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
+        """name -> interval, of a bootstrap of 1,000 resamples (see Bootstrap.interval).
+
+        Of more than 20,000 runs from the sandwich's standard errors instead: there its normal law holds, and 1,000 refits
+        take minutes.
+        """
+        check_level(level)
+        if len(self.runs) <= MANY:
+            boot = self._bootstrap_once()
+            return {name: boot.interval(name, level) for name in self.params}
+        reach = student_t(0.5 + level / 2, len(self.runs) - self.problem.n_free)
+        errors = reach * np.sqrt(np.diag(self.covariance(units="theta")))
+        low, high = (self.problem.to_params(self.theta + sign * errors) for sign in (-1, 1))
+        return {
+            name: self.within_domain(name, a, b)
+            for name, a, b in zip(self.params, low.tolist(), high.tolist(), strict=True)
+        }
+
     def summary(self, level: float = 0.9) -> str:
         """A table of the fit; its first line says whether to believe it."""
-        boot = self._bootstrap_once()
+        way = f"{len(self._bootstrap_once()):,} resamples" if len(self.runs) <= MANY else "standard errors"
         lines = [
             f"{self.law.name}: {self.verdict}",
             f"  {self.formula}",
             f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} "
             f"{_own_name(self.law, self.runs)}, objective "
             f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
-            f"  {'parameter':>10} {'value':>12}   {100 * level:g}% interval ({len(boot):,} resamples)",
+            f"  {'parameter':>10} {'value':>12}   {100 * level:g}% interval ({way})",
         ]
-        for name, value in self.params.items():
-            low, high = boot.interval(name, level)
-            lines.append(f"  {name:>10} {value:>12.5g}   {low:.5g} .. {high:.5g}")
+        for name, (low, high) in self.intervals(level).items():
+            at_bound = ", at its bound" if name in self.evidence.at_bound else ""
+            ends = "fixed" if self.bounds(name)[0] == self.bounds(name)[1] else f"{low:.5g} .. {high:.5g}{at_bound}"
+            lines.append(f"  {name:>10} {self.params[name]:>12.5g}   {ends}")
         return "\n".join([*lines, f"  evidence: {self.evidence}"])
 
     def _noise_beside(self) -> str:
@@ -443,17 +520,15 @@ class Fit(Result):
     def __repr__(self) -> str:
         return f"Fit({self.law.name}, {', '.join(f'{k}={v:.5g}' for k, v in self.params.items())})"
 
-    def to_frame(self, level: float = 0.95) -> Any:
+    def to_frame(self, level: float = 0.9) -> Any:
         """One row a parameter: value, low, high."""
         import pandas as pd
 
-        boot = self._bootstrap_once()
-        rows = {name: (value, *boot.interval(name, level)) for name, value in self.params.items()}
+        rows = {name: (self.params[name], *ends) for name, ends in self.intervals(level).items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Law, parameters, 95 % intervals and evidence."""
-        boot = self._bootstrap_once()
+    def to_dict(self, level: float = 0.9) -> dict[str, Any]:
+        """Law, parameters, intervals, verdict and evidence."""
         return {
             "law": self.law.name,
             "expression": self.law.expression,
@@ -462,7 +537,9 @@ class Fit(Result):
             "residual": self.problem.residual,
             "objective_value": self.objective_value,
             "params": self.params,
-            "intervals_95": {name: boot.interval(name) for name in self.params},
+            "level": level,
+            "intervals": self.intervals(level),
+            "verdict": self.verdict,
             "r2": self.r2,
             "adjusted_r2": self.adjusted_r2,
             "evidence": {**asdict(self.evidence), "concerns": self.evidence.concerns},

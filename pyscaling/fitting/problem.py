@@ -42,6 +42,7 @@ class Problem:
     residual: Residual
     threads: int
     units: tuple[float, ...]  # of theta, [P], powers of two: what is not a logarithm is of order one there
+    penalty: float = 1.0  # on the objective of runs that the law lies above
     known_noise: bool = False  # weights are 1 / noise^2, and residuals are not asked how large it is
 
     @cached_property
@@ -101,7 +102,13 @@ class Problem:
             cluster=cluster,
             seed=seed,
             threads=self.threads,
+            over=self.penalty,
         )
+
+    def select(self, rows: np.ndarray) -> "Problem":
+        """The same problem of some of the runs."""
+        variables = {name: np.ascontiguousarray(column[rows]) for name, column in self.variables.items()}
+        return replace(self, variables=variables, y=self.y[rows], weights=self.weights[rows])
 
     def holding(self, j: int, value: float) -> "Problem":
         """The same problem with theta_j held."""
@@ -148,6 +155,7 @@ def make_problem(
     noise: Any,
     bounds: Mapping[str, tuple[float, float]] | None,
     fixed: Mapping[str, float] | None,
+    penalty: float,
     threads: int | None,
 ) -> Problem:
     """Checks every argument of a fit. Raises ValueError that names the argument, its value and the remedy."""
@@ -156,6 +164,8 @@ def make_problem(
             raise ValueError(f"{argument}={value!r} is unknown; known are {', '.join(known.__args__)}.")  # type: ignore[attr-defined]
     if not (isinstance(delta, int | float | np.number) and 0 < delta <= sys.float_info.max):
         raise ValueError(f"delta must be finite and positive, got {delta!r}; 1e-3 is usual on log loss.")
+    if not (isinstance(penalty, int | float | np.number) and 0 < penalty <= 1e6):
+        raise ValueError(f"overestimate_penalty must be positive and at most 1e6, got {penalty!r}; 1 is symmetric.")
     variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
     for name, column in variables.items():
         positive = name in USUAL_VARIABLES
@@ -194,6 +204,7 @@ def make_problem(
         residual=residual,  # type: ignore[arg-type]
         threads=threads if threads is not None else os.cpu_count() or 1,
         units=units,
+        penalty=float(penalty),
         known_noise=noise is not None,
     )
 
@@ -219,7 +230,9 @@ def _units(law: Law, variables: Mapping[str, np.ndarray], response: np.ndarray) 
     ]
     if all(plain):
         return (1.0,) * len(plain)
-    size = np.exp(np.median(np.log(np.maximum(np.abs(starts_of(law, variables, response, 32)), 1e-300)), axis=0))
+    some = _some(len(response))
+    starts = starts_of(law, {name: x[some] for name, x in variables.items()}, response[some], 32)
+    size = np.exp(np.median(np.log(np.maximum(np.abs(starts), 1e-300)), axis=0))
     return tuple(
         1.0 if p or 1e-3 < s < 1e3 else 2.0 ** round(math.log2(s)) for p, s in zip(plain, size.tolist(), strict=True)
     )
@@ -292,11 +305,17 @@ def _precision(noise: Any, weights: Any, objective: str, runs: Runs) -> np.ndarr
 
 def automatic_starts(problem: Problem, count: int) -> np.ndarray:
     """Space-filling starts [count, P] in the law's box, as theta."""
-    response = np.exp(problem.y) if problem.residual == "log" else problem.y
-    starts = starts_of(problem.law, problem.variables, response, count)
+    some = _some(len(problem.y))
+    response = np.exp(problem.y[some]) if problem.residual == "log" else problem.y[some]
+    starts = starts_of(problem.law, {name: x[some] for name, x in problem.variables.items()}, response, count)
     with np.errstate(divide="ignore"):
         theta = problem.to_theta(dict(zip(problem.law.names, starts.T, strict=True)))
     return np.clip(theta, problem.lower, problem.upper)
+
+
+def _some(n: int) -> slice:
+    """Enough of n runs to place starts by."""
+    return slice(None, None, max(1, n // 20_000))
 
 
 def starts_of(law: Law, variables: Mapping[str, np.ndarray], response: np.ndarray, count: int) -> np.ndarray:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _FAR = 5.0  # signed roots beyond which a profile is not followed: levels up to 0.999999
 _STEPS = 120
 _DECADE = float(np.log(10))
+_DARK = 20.0  # e-folds a step, there
 _FARTHEST_LOG = 230.0  # 1e100: what is still flat there is open
 
 
@@ -34,7 +35,7 @@ class Profile(Result):
         self.values = self.params[name]
         self.degrees = max(1, len(fit.runs) - fit.problem.n_free)
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
         """Where the likelihood ratio stays below its quantile; an end is infinite, or at the domain's edge, if it never leaves.
 
         Likelihood ratio of least squares (Bates & Watts 1988, section 6.1), pseudo-likelihood of other objectives (Ronchetti
@@ -66,7 +67,7 @@ class Profile(Result):
     def __str__(self) -> str:
         return self.summary()
 
-    def summary(self, level: float = 0.95) -> str:
+    def summary(self, level: float = 0.9) -> str:
         """The estimate and its interval in a line; an open end is said as such."""
         low, high = self.interval(level)
         domain = self.fit.law.parameters[self.name]
@@ -89,13 +90,14 @@ class Profile(Result):
         columns = {name: column.tolist() for name, column in self.params.items()}
         return {
             "parameter": self.name,
-            "interval_95": list(self.interval()),
+            "level": 0.9,
+            "interval": list(self.interval()),
             "params": columns,
             "objective": self.objective_values.tolist(),
             "roots": self.roots.tolist(),
         }
 
-    def plot(self, ax: Any = None, level: float = 0.95) -> Any:
+    def plot(self, ax: Any = None, level: float = 0.9) -> Any:
         """Size of the signed root against the parameter, the limit of an interval dashed; returns the Axes."""
         ax = new_axes() if ax is None else ax
         ax.plot(self.values, np.abs(self.roots), "k.-", lw=1)
@@ -105,6 +107,15 @@ class Profile(Result):
             xlabel=self.name, xscale="log" if logarithmic else "linear", ylabel="|signed root|", title=self.fit.law.name
         )
         return ax
+
+
+def one_sided(fit: "Fit", name: str, level: float) -> tuple[float, float]:
+    """Interval of a parameter that ended at a bound: from there to where its profile leaves the one-sided quantile of t."""
+    low, high = fit.profile(name).interval(max(2 * level - 1, 1e-6))
+    domain, bounds = fit.law.parameters[name], fit.bounds(name)
+    if domain.logarithmic and bounds[0] == 0 and fit.theta[fit.law.names.index(name)] <= LEAST_LOG / 2:
+        low = 0.0
+    return low, high
 
 
 def profile(fit: "Fit", name: str, cluster: Any, robust: bool | None) -> Profile:
@@ -129,15 +140,21 @@ def profile(fit: "Fit", name: str, cluster: Any, robust: bool | None) -> Profile
         return float(np.sqrt(max(0.0, correction * ratio)))
 
     error = float(np.sqrt(variance))
+    # A term that vanished does nothing until its coefficient is out of the dark.
+    vanished = fit.law.parameters[name].logarithmic and name in fit.evidence.at_bound
     first = 0.25 * error if 0 < error < 1 + abs(fit.theta[j]) else 0.1 * (1 + abs(fit.theta[j]))
+    first = _DECADE / 4 if vanished else first
     path = [(fit.theta, lowest, 0.0)]
     logarithmic = fit.law.parameters[name].logarithmic
     for sign in (-1.0, 1.0):
         step, theta, root, flat = first, fit.theta, 0.0, 0
         for _ in range(_STEPS):
+            dark = vanished and sign > 0 and root < 0.2
+            if dark:
+                step = _DARK
             edge = problem.lower[j] if sign < 0 else problem.upper[j]
             held = theta[j] + sign * min(step, sign * (edge - theta[j]))
-            if held == theta[j] or (logarithmic and abs(held) > _FARTHEST_LOG):
+            if held == theta[j] or (logarithmic and sign * held > _FARTHEST_LOG):
                 break
             start = theta.copy()
             start[j] = held
@@ -148,9 +165,14 @@ def profile(fit: "Fit", name: str, cluster: Any, robust: bool | None) -> Profile
             before, root = root, signed_root(value)
             path.append((theta, value, sign * root))
             # What stays flat for three decades is open; farther out rounding would speak.
-            flat = flat + 1 if step >= _DECADE and abs(root - before) < 1e-3 else 0
+            flat = flat + 1 if step >= _DECADE and abs(root - before) < 1e-3 and not dark else 0
             if root > _FAR or (logarithmic and flat == 3):
                 break
+            if dark and root >= 0.2 and step > first:  # went past: once more, with care
+                step, theta, root = first, path[-2][0], path[-2][2]
+                path.pop()
+                vanished = False
+                continue
             # About a quarter of a standard error a step, doubled while the profile is flat.
             step *= 2.0 if root - before < 0.2 else 1.0
             if logarithmic:

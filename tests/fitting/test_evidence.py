@@ -55,9 +55,70 @@ def test_a_line_through_a_root() -> None:
 
 def test_copies_are_not_replicates() -> None:
     table = {"N": np.tile(N, 3), "D": np.tile(D, 3), "loss": np.tile(LOSS * noise(0.005, 64), 3)}
-    assert "128 runs are copies of others" in ps.fit(table).evidence.misfit[0]
+    fit = ps.fit(table)
+    assert "128 runs are copies of others, row 65 of 1, 66 of 2, " in fit.evidence.concerns[0]
+    assert "NOT TO BE TRUSTED: 128 runs are copies of others" in str(fit).splitlines()[0]
     silent = np.repeat([1.0, 0.0, 0.0], 64)
     assert ps.fit(table, weights=silent).evidence.trustworthy
+
+
+def test_rows_that_another_column_tells_apart_are_no_copies() -> None:
+    """Losses of two digits: seeds repeat some, and one row is entered twice."""
+    sizes = np.repeat(np.geomspace(1e6, 1e9, 10), 3)
+    loss = np.round((1.7 + 400 / sizes**0.34) * noise(0.004, 30), 2)
+    seeds = {"N": sizes, "loss": loss, "seed": np.tile([1, 2, 3], 10)}
+    law = "power_constant_N"
+    assert ps.fit(seeds, law=law).evidence.doubts == ()
+    twice = {name: np.append(column, column[4]) for name, column in seeds.items()}
+    assert ps.fit(twice, law=law).evidence.doubts == (
+        "1 runs are copies of others, row 31 of 5, which makes intervals too narrow",
+    )
+    exact = {"N": sizes, "loss": np.repeat(loss[::3], 3), "seed": seeds["seed"]}
+    assert "20 runs repeat others to the last digit" in ps.fit(exact, law=law).evidence.misfit[0]
+
+
+def test_the_verdict_carries_the_worst() -> None:
+    """A doubt about units comes before all else, a misfit by the replicates' noise is never "no concerns"."""
+    table = ps.Runs({"N": N, "D": D, "loss": LOSS * noise(0.004, 64)})
+    table.doubts = ("N looks like millions",)
+    fit = ps.fit(table, bounds={"alpha": (None, 0.2)})
+    assert fit.evidence.concerns[:2] == ["N looks like millions", "alpha ended at a bound or vanished"]
+    assert fit.verdict == "NOT TO BE TRUSTED: N looks like millions"
+    cell = np.repeat(np.arange(64), 3)
+    shifted = LOSS[cell] * noise(0.006, 64)[cell] * noise(0.0015, 192)
+    fit = ps.fit({"N": N[cell], "D": D[cell], "loss": shifted}, objective="gaussian")
+    # an independent F test of lack of fit
+    log = np.log(shifted).reshape(64, 3)
+    pure = np.sum((log - log.mean(1, keepdims=True)) ** 2) / 128
+    ratio = np.sqrt((np.sum(fit.residuals**2) - 128 * pure) / (64 - 5) / pure)
+    said = f"the law misses the runs by {ratio:.3g} times the noise of their replicates"
+    assert 4 < ratio < 10 and said in fit.verdict and fit.verdict.startswith("to be trusted with care")
+    assert "no concerns" not in str(fit)
+
+
+@pytest.mark.parametrize(("objective", "away"), [("huber", 1.3), ("huber", 1e3), ("gaussian", 1.3), ("gaussian", 1e3)])
+def test_diverged_runs_are_named(objective: str, away: float) -> None:
+    """Two among 100: the law is known as well as without them, and the fit without them is told."""
+    generator = np.random.default_rng(1)
+    sizes, tokens = np.exp(generator.uniform(np.log([1e7, 1e9]), np.log([1e10, 1e11]), (100, 2))).T
+    loss = (1.8 + 480 / sizes**0.35 + 2100 / tokens**0.37) * np.exp(0.005 * generator.standard_normal(100))
+    loss[[16, 62]] *= away
+    fit = ps.fit({"N": sizes, "D": tokens, "loss": loss}, objective=objective)
+    assert sorted(fit.outliers) == [16, 62] and min(fit.outliers.values()) > 30
+    kept = np.setdiff1d(np.arange(100), [16, 62])
+    rest = ps.fit({"N": sizes[kept], "D": tokens[kept], "loss": loss[kept]}, objective=objective)
+    assert rest.outliers == {}
+    told = (fit.evidence.doubts + fit.evidence.cautions)[0]
+    assert told.startswith("rows 17 and 63 of the table lie ") and "noise off the law; without them E = " in told
+    assert f"alpha = {rest.params['alpha']:.4g}, B = {rest.params['B']:.4g}" in told
+    assert told in fit.verdict
+    if objective == "huber":
+        assert fit.evidence.trustworthy
+
+
+def test_outliers_are_rare_among_gaussian_runs() -> None:
+    for seed in range(20):
+        assert ps.fit({"N": N, "D": D, "loss": LOSS * noise(0.005, 64, seed)}, starts=4).outliers == {}
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.0, 10.0])

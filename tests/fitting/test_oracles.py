@@ -76,7 +76,7 @@ def test_published_bootstrap(kept) -> None:
     for name, (low, high) in published.items():
         # An end of a 95 % interval from 4,000 draws has a standard error of about 4 % of the interval's width.
         error = 4 * 0.04 * (high - low)
-        assert boot.interval(name, method="percentile") == pytest.approx((low, high), abs=error), name
+        assert boot.interval(name, 0.95, "percentile") == pytest.approx((low, high), abs=error), name
     exponent = boot.params["beta"] / (boot.params["alpha"] + boot.params["beta"])
     assert exponent.mean() == pytest.approx(0.513, abs=0.005)
     assert exponent.std() == pytest.approx(0.020, abs=0.002)

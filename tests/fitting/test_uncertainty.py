@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 import pyscaling as ps
 from pyscaling._core import resample_counts
@@ -40,7 +40,10 @@ def ordinary_least_squares(runs: ps.Runs) -> tuple[np.ndarray, np.ndarray, float
 def test_student_t() -> None:
     for degrees in (1, 2, 3, 5, 10, 100):
         for q in (0.9, 0.95, 0.975):
-            assert student_t(q, degrees) == pytest.approx(stats.t.ppf(q, degrees), rel=2e-3)
+            assert student_t(q, degrees) == pytest.approx(stats.t.ppf(q, degrees), rel=1e-9)
+    # tables of the Biometrika trustees, to the digits printed
+    assert student_t(0.995, 3) == pytest.approx(5.8409, abs=5e-5)
+    assert student_t(0.9995, 3) == pytest.approx(12.924, abs=5e-4)
 
 
 def test_wald_is_ordinary_least_squares() -> None:
@@ -122,13 +125,140 @@ def test_profile_refits_the_others() -> None:
 
 
 def test_open_interval() -> None:
-    """Losses that hardly leave their floor say only that the exponent is not small."""
+    """One loss that leaves the floor says little of the exponent, and so of A: both ends against a profile by search."""
     N = np.geomspace(1e6, 1e9, 30)
-    loss = (2 + 1e-3 * (N / 1e6) ** -5) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(30))
+    loss = (2 + 1e-3 * (N / 1e6) ** -5) * np.exp(1e-4 * np.random.default_rng(0).standard_normal(30))
     with pytest.warns(UserWarning, match="do not determine"):
         fit = ps.fit({"N": N, "loss": loss}, "power_constant_N", objective="gaussian", bounds={"alpha": (0.01, 50)})
-    low, high = fit.profile("A").interval()
-    assert low == 0 or np.isinf(high)
+
+    def least(log_A: float) -> float:
+        """The least sum of squares with A held, over alpha and E."""
+
+        def squares(alpha: float) -> float:
+            term = np.exp(log_A - alpha * np.log(N))
+            rest = lambda e: np.sum(np.log((e + term) / loss) ** 2)  # noqa: E731
+            return optimize.minimize_scalar(rest, bounds=(1.9, 2.1), method="bounded", options={"xatol": 1e-9}).fun
+
+        grid = np.linspace(0.01, 50, 150)
+        best = grid[int(np.argmin([squares(a) for a in grid]))]
+        ends = (max(0.01, best - 0.4), min(50, best + 0.4))
+        return optimize.minimize_scalar(squares, bounds=ends, method="bounded", options={"xatol": 1e-9}).fun
+
+    limit = 2 * fit.objective_value * (1 + stats.t.ppf(0.95, 28 - 1) ** 2 / 27)
+    low, high = fit.profile("A", robust=False).interval(0.9)
+    width = np.log(high / low)
+    assert 100 < width < 120  # e-folds
+    for end, inside in ((np.log(low), 1), (np.log(high), -1)):
+        reach = 0.005 * width * inside
+        assert least(end - reach) > limit > least(end + reach)
+    # farther out a steeper law is as good: of 99 % the interval is open, and A at 1e100 is no worse than the limit
+    assert fit.profile("A", robust=False).interval(0.99)[1] == np.inf
+    assert least(np.log(1e100)) < 2 * fit.objective_value * (1 + stats.t.ppf(0.995, 27) ** 2 / 27)
+
+
+def test_a_parameter_at_its_bound_has_a_one_sided_interval() -> None:
+    """E = 0 in a pure power law with E: the end is where the sum of squares leaves t's one-sided quantile."""
+    N = np.geomspace(1e6, 1e9, 12)
+    loss = 20 * N**-0.12 * np.exp(0.02 * np.random.default_rng(1).standard_normal(12)) - 0.4
+    with pytest.warns(UserWarning, match="E ended at a bound"):
+        fit = ps.fit({"N": N, "loss": loss}, "power_constant_N", objective="gaussian")
+
+    def squares(E: float) -> float:
+        def residuals(t: np.ndarray) -> np.ndarray:
+            return np.log(E + np.exp(t[0] - t[1] * np.log(N))) - np.log(loss)
+
+        return (
+            2 * optimize.least_squares(residuals, [3.5, 0.15 + E / 10], xtol=1e-14, ftol=1e-14, x_scale=[1, 0.1]).cost
+        )
+
+    limit = squares(0.0) * (1 + stats.t.ppf(0.9, 9) ** 2 / 9)
+    true = optimize.brentq(lambda E: squares(E) - limit, 1e-3, 1.5)
+    for low, high in (fit.intervals()["E"], fit.bootstrap(50).interval("E"), fit.to_dict()["intervals"]["E"]):
+        assert low == 0 and high == pytest.approx(fit.profile("E").interval(0.8)[1])
+    assert fit.profile("E", robust=False).interval(0.8) == pytest.approx((0.0, true), rel=5e-3)
+    assert "at its bound" in str(fit)
+
+
+def test_a_floor_lies_below_the_losses() -> None:
+    """Runs that hardly bend leave the floor open, but never above what was achieved; a vanished term begins at zero."""
+    D = np.geomspace(1e6, 3e7, 8)
+    for seed in range(6):
+        loss = (3 + 40 * D**-0.25) * np.exp(0.01 * np.random.default_rng(seed).standard_normal(8))
+        low, high = ps.fit({"D": D, "loss": loss}, "power_constant_D").intervals()["E"]
+        assert 0 <= low < high < loss.min() * 1.05
+    N, D = np.exp(np.random.default_rng(1).uniform(np.log([1e7, 1e9]), np.log([1e10, 1e11]), (60, 2))).T
+    loss = (1.8 + 2100 / D**0.37) * np.exp(0.005 * np.random.default_rng(2).standard_normal(60))
+    fit = ps.fit({"N": N, "D": D, "loss": loss}, fixed={"alpha": 0.35})
+    low, high = fit.intervals()["A"]
+    assert low == 0 and 0 < high < 50  # 480 would be a tenth of the loss
+    assert "fixed" in next(line for line in str(fit).splitlines() if " alpha " in line)
+
+
+def test_one_level_and_one_method() -> None:
+    fit = ps.fit(chinchilla_runs(1), law="chinchilla")
+    boot = fit.bootstrap(1000, resample=None)
+    for name in fit.params:
+        ends = boot.interval(name, 0.9)
+        assert boot.interval(name) == ends == fit.intervals()[name] == fit.to_dict()["intervals"][name]
+        assert tuple(fit.to_frame().loc[name, ["low", "high"]]) == ends
+        assert f"{ends[0]:.5g} .. {ends[1]:.5g}" in str(fit) and f"{ends[0]:.5g} .. {ends[1]:.5g}" in repr(boot)
+    assert fit.to_dict()["level"] == 0.9
+    profile = fit.profile("alpha")
+    assert profile.interval() == profile.interval(0.9) == tuple(profile.to_dict()["interval"])
+    assert profile.summary() == profile.summary(0.9)
+
+
+@pytest.mark.parametrize("objective", ["huber", "gaussian"])
+def test_runs_of_weight_zero_are_none(objective: str) -> None:
+    """In every quantity, to the bit: four spoiled runs of weight zero against a table without them."""
+    runs, spoiled = chinchilla_runs(5, label=np.arange(60) // 4).to_dict(), [3, 17, 40, 59]
+    loss = runs["loss"].copy()
+    loss[spoiled] *= 3
+    weights = np.ones(60)
+    weights[spoiled] = 0
+    kept = weights > 0
+    ours = ps.fit({**runs, "loss": loss}, weights=weights, objective=objective)
+    rest = ps.fit({name: column[kept] for name, column in runs.items()}, objective=objective)
+    assert ours.params == rest.params and ours.evidence == rest.evidence
+    for name in ("noise", "r2", "adjusted_r2", "objective_value", "replicates"):
+        assert getattr(ours, name) == getattr(rest, name), name
+    for robust in (True, False):
+        assert np.array_equal(ours.covariance(robust=robust), rest.covariance(robust=robust))
+    assert np.array_equal(ours.covariance(runs["label"]), rest.covariance(runs["label"][kept]))
+    assert ours.profile("alpha").interval() == rest.profile("alpha").interval()
+    for resample in ("pairs", "residuals", "wild"):
+        assert np.array_equal(*(fit.bootstrap(40, resample=resample).samples for fit in (ours, rest)))
+    assert ours.bootstrap(20, cluster=runs["label"]).degrees == rest.bootstrap(20, cluster="label").degrees == 15 - 5
+    assert ours.predict(N=1e11, D=1e12, n=40) == rest.predict(N=1e11, D=1e12, n=40)
+    assert str(ours) == str(rest)
+    loss[7] *= 1.5
+    assert list(ps.fit({**runs, "loss": loss}, weights=weights).outliers) == [7]  # rows of the table as it came
+    loss[7], loss[20] = runs["loss"][7], 1.5 * loss[20]
+    assert list(ps.fit({**runs, "loss": loss}, weights=weights).outliers) == [20]
+    if objective == "gaussian":
+        noise = ps.fit({**runs, "loss": loss}, objective="gaussian", noise=0.005)
+        assert noise.chi2 > 1
+
+
+def test_responses_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A residual bootstrap holds few responses at once, and refits each as it would alone."""
+    import pyscaling.fitting.bootstrap as module
+
+    fit = ps.fit(chinchilla_runs(6), law="chinchilla")
+    whole = {way: fit.bootstrap(64, resample=way).samples for way in ("residuals", "wild")}
+    seen = []
+    responses = module._responses
+    monkeypatch.setattr(module, "_AT_ONCE", 600)
+    monkeypatch.setattr(module, "_responses", lambda *a: seen.append(responses(*a)) or seen[-1])
+    for way in whole:
+        parts = fit.bootstrap(64, resample=way)
+        assert max(len(part) for part in seen) == 10 and sum(len(part) for part in seen) == 64 * (1 + (way == "wild"))
+        assert parts.interval("alpha") == pytest.approx(
+            ps.fitting.Bootstrap(
+                fit.params, whole[way], parts.objective_values, parts.converged, parts.degrees
+            ).interval("alpha"),
+            rel=0.05,
+        )
 
 
 def test_methods_of_intervals() -> None:

@@ -825,10 +825,12 @@ def attention(
                 f"{name} has n_head {x.shape[-3]}, q {q.shape[-3]}; key and value heads must be as many as query heads: "
                 f"repeat those that several queries share, {name}.repeat_interleave(n, dim=-3)."
             )
-        if x.shape[:-3] != q.shape[:-3]:
+        if x.shape[:-3] != q.shape[:-3] or x.shape[-1] != q.shape[-1]:
             raise ValueError(
                 f"{name} must have shape [..., n_head, T, head_dim] like q {list(q.shape)}, got {list(x.shape)}."
             )
+    if v.shape != k.shape:
+        raise ValueError(f"v must have shape {list(k.shape)}, got {list(v.shape)}.")
     offset = reference.offset_of_queries(q, k, causal)
     n_batch = math.prod(q.shape[:-3])
     q4, k4, v4 = (_with_rows(x.reshape(n_batch, *x.shape[-3:])) for x in (q, k, v))

@@ -34,10 +34,12 @@ from torch import Tensor
 
 from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
+    as_fleet,
     cdiv,
     check,
     check_filled,
     check_first,
+    check_members,
     check_tensors,
     dot,
     dot_mode,
@@ -311,17 +313,17 @@ def embedding(tokens: Tensor, weight: Tensor, position: Tensor | None = None) ->
     tokens [B, T] and all without M. A token outside [0, V) gives a row of NaN. Raises ValueError for what does not fit.
     """
     check_tensors({"tokens": tokens, "weight": weight}, {"position": position})
-    if tokens.dim() == 2 and weight.dim() == 2:
-        single = position.unsqueeze(0) if position is not None else None
-        return embedding(tokens.unsqueeze(0), weight.unsqueeze(0), single).squeeze(0)
     check_first("weight", weight)
-    check("weight", weight, (None, None, None), weight)
-    check_filled("weight", weight, member=0, row=1, column=2)
-    check("tokens", tokens, (weight.shape[0], None, None), weight, (torch.int64,))
-    check_filled("tokens", tokens, position=2)
-    check("position", position, (weight.shape[0], None, weight.shape[2]), weight)
-    if position is not None and position.shape[1] < tokens.shape[2]:
-        raise ValueError(f"position has {position.shape[1]} rows for sequences of {tokens.shape[2]}; shorten them.")
+    members = check_members("weight", weight)
+    check_filled("weight", weight, row=-2, column=-1)
+    check("tokens", tokens, (*members, None, None), weight, (torch.int64,))
+    check_filled("tokens", tokens, position=-1)
+    check("position", position, (*members, None, weight.shape[-1]), weight)
+    if position is not None and position.shape[-2] < tokens.shape[-1]:
+        raise ValueError(f"position has {position.shape[-2]} rows for sequences of {tokens.shape[-1]}; shorten them.")
+    if not members:
+        tokens, weight, position = as_fleet(tokens, weight, position)
     if tokens.shape[2] > 1 and tokens.stride(2) != 1:
         tokens = tokens.contiguous()
-    return embedding_op(tokens, rows_contiguous(weight), rows_contiguous(position))
+    out = embedding_op(tokens, rows_contiguous(weight), rows_contiguous(position))
+    return out if members else out.squeeze(0)

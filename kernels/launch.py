@@ -359,6 +359,27 @@ def check_filled(name: str, tensor: Tensor, **axes: int) -> None:
             raise ValueError(f"{name} is empty: {list(tensor.shape)}; it needs at least one {counted}.")
 
 
+def check_members(name: str, tensor: Tensor) -> tuple[int, ...]:
+    """The model axis of a fleet's [M, rows, columns], (M,), or () of a single model's [rows, columns].
+
+    Raises ValueError for any other number of axes, and for no member. With it what else a call is given can be checked as it
+    was given, before a single model's tensors get the axis: errors then show the caller's own shapes.
+    """
+    if tensor.dim() not in (2, 3):
+        raise ValueError(
+            f"{name} must have shape [M, rows, columns], or [rows, columns] of a single model, got {list(tensor.shape)}."
+        )
+    members = tuple(tensor.shape[:-2])
+    if members:
+        check_filled(name, tensor, member=0)
+    return members
+
+
+def as_fleet(*tensors: Tensor | None) -> list[Any]:
+    """A single model's tensors with the model axis."""
+    return [tensor.unsqueeze(0) if tensor is not None else None for tensor in tensors]
+
+
 def check_number(name: str, value: Any, *, whole: bool = False) -> None:
     """Raises ValueError unless it is a number, or a whole one; True and False are none."""
     kinds = (Integral, torch.SymInt) if whole else (Real, torch.SymFloat, torch.SymInt)

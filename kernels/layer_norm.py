@@ -27,10 +27,12 @@ from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     INTERPRETER_SIDE,
     MULTIPROCESSORS,
+    as_fleet,
     cdiv,
     check,
     check_filled,
     check_first,
+    check_members,
     check_number,
     check_tensors,
     launch,
@@ -606,20 +608,20 @@ def _norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     check_tensors({"x": x, "gain": gain}, {"bias": bias, "residual": residual})
     check_number("eps", eps)
-    if x.dim() == 2:
-        single = [t.unsqueeze(0) if t is not None else None for t in (x, gain, bias, residual)]
-        out = _norm(*single, eps, rms=rms)  # type: ignore[arg-type]
-        return out.squeeze(0) if isinstance(out, Tensor) else (out[0].squeeze(0), out[1].squeeze(0))
     check_first("x", x)
-    check("x", x, (None, None, None), x)
-    check_filled("x", x, member=0, column=2)
+    members = check_members("x", x)
+    check_filled("x", x, column=-1)
     dtypes = (x.dtype,) if x.dtype == torch.float32 else (x.dtype, torch.float32)
-    check("gain", gain, (x.shape[0], x.shape[2]), x, dtypes)
-    check("bias", bias, (x.shape[0], x.shape[2]), x, dtypes)
+    check("gain", gain, (*members, x.shape[-1]), x, dtypes)
+    check("bias", bias, (*members, x.shape[-1]), x, dtypes)
     check("residual", residual, x.shape, x)
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be at least 0 and finite, got {eps}.")
+    if not members:
+        x, gain, bias, residual = as_fleet(x, gain, bias, residual)
     contiguous = residual.contiguous() if residual is not None else None
     bias = rows_contiguous(bias)
     normed, total, _ = layer_norm_op(x.contiguous(), rows_contiguous(gain), bias, contiguous, float(eps), rms)
+    if not members:
+        normed, total = normed.squeeze(0), total.squeeze(0)
     return normed if residual is None else (normed, total)

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
+    as_fleet,
     cdiv,
     check,
     check_filled,
     check_first,
+    check_members,
     check_tensors,
     dot_mode,
     launch,
@@ -563,15 +565,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
     float32, float16 or bfloat16, sums in float32. Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     check_tensors({"x": x, "weight": weight}, {"bias": bias, "residual": residual})
-    if x.dim() == 2:
-        single = [t.unsqueeze(0) if t is not None else None for t in (x, weight, bias, residual)]
-        return linear(*single).squeeze(0)  # type: ignore[arg-type]
     check_first("x", x)
-    check("x", x, (None, None, None), x)
-    check_filled("x", x, member=0, column=2)
-    check("weight", weight, (x.shape[0], x.shape[2], None), x)
-    check_filled("weight", weight, column=2)
-    check("bias", bias, (x.shape[0], weight.shape[2]), x)
-    check("residual", residual, (*x.shape[:2], weight.shape[2]), x)
+    members = check_members("x", x)
+    check_filled("x", x, column=-1)
+    check("weight", weight, (*members, x.shape[-1], None), x)
+    check_filled("weight", weight, column=-1)
+    check("bias", bias, (*members, weight.shape[-1]), x)
+    check("residual", residual, (*x.shape[:-1], weight.shape[-1]), x)
+    if not members:
+        x, weight, bias, residual = as_fleet(x, weight, bias, residual)
     residual = residual.contiguous() if residual is not None else None
-    return linear_op(x.contiguous(), rows_contiguous(weight), rows_contiguous(bias), residual)
+    out = linear_op(x.contiguous(), rows_contiguous(weight), rows_contiguous(bias), residual)
+    return out if members else out.squeeze(0)

@@ -52,10 +52,11 @@ from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
     INTERPRETER_SIDE,
     MULTIPROCESSORS,
+    as_fleet,
     cdiv,
     check,
-    check_filled,
     check_first,
+    check_members,
     check_number,
     check_tensors,
     dot,
@@ -797,14 +798,20 @@ def _backward_in_chunks(
 
 
 def _check(x: Tensor, weight: Tensor, targets: Tensor) -> bool:
-    """Raises ValueError unless the three fit; whether weight is a transposed view."""
-    check_first("x", x)
+    """Raises ValueError unless the three fit and are contiguous; whether weight is a transposed view."""
     check("x", x, (None, None, None), x)
-    check_filled("x", x, member=0)
-    check("weight", weight, (x.shape[0], x.shape[2], None), x)
-    check("targets", targets, x.shape[:2], x, (torch.int64,))
+    transposed = _check_shapes(x, weight, targets)
     _check_contiguous("x", x)
     _check_contiguous("targets", targets)
+    return transposed
+
+
+def _check_shapes(x: Tensor, weight: Tensor, targets: Tensor) -> bool:
+    """The same, contiguous or not, with or without the model axis."""
+    check_first("x", x)
+    members = check_members("x", x)
+    check("weight", weight, (*members, x.shape[-1], None), x)
+    check("targets", targets, x.shape[:-1], x, (torch.int64,))
     return _is_transposed("weight", weight)
 
 
@@ -814,15 +821,16 @@ def _check_contiguous(name: str, tensor: Tensor) -> None:
 
 
 def _is_transposed(name: str, weight: Tensor) -> bool:
-    _, d, vocab = weight.shape
+    d, vocab = weight.shape[-2:]
+    row, column = weight.stride()[-2:]
     if min(d, vocab) == 0:
         raise ValueError(f"{name} is empty: {list(weight.shape)}; it needs at least one row and one column.")
-    if (weight.stride(2) == 1 and weight.stride(1) == vocab) or (d == 1 and weight.stride(2) == 1):
+    if (column == 1 and row == vocab) or (d == 1 and column == 1):
         return False
-    if (weight.stride(1) == 1 and weight.stride(2) == d) or (vocab == 1 and weight.stride(1) == 1):
+    if (row == 1 and column == d) or (vocab == 1 and row == 1):
         return True
     raise ValueError(
-        f"{name} [M, d, V] must be contiguous within a member, or the transposed view of [M, V, d]; got strides "
+        f"{name} [..., d, V] must be contiguous within a member, or the transposed view of [..., V, d]; got strides "
         f"{weight.stride()} for shape {list(weight.shape)}. Call .contiguous()."
     )
 
@@ -877,8 +885,10 @@ def linear_cross_entropy(
     check_number("z_loss", z_loss)
     if not -math.inf < z_loss < math.inf:
         raise ValueError(f"z_loss must be finite, got {z_loss}.")
-    if x.dim() == 2:
-        x, weight, targets = x.unsqueeze(0), weight.unsqueeze(0), targets.unsqueeze(0)
-        return linear_cross_entropy(x, weight, targets, z_loss, reduction).squeeze(0)
+    _check_shapes(x, weight, targets)
+    single = x.dim() == 2
+    if single:
+        x, weight, targets = as_fleet(x, weight, targets)
     loss, _ = linear_cross_entropy_tokens(x.contiguous(), weight, targets.contiguous(), float(z_loss))
-    return loss if reduction == "none" else loss.sum(1) / (targets != -100).sum(1)
+    loss = loss.squeeze(0) if single else loss
+    return loss if reduction == "none" else loss.sum(-1) / (targets != -100).sum(-1)

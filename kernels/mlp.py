@@ -27,10 +27,12 @@ from torch import Tensor
 
 from pyscaling.kernels import eager
 from pyscaling.kernels.launch import (
+    as_fleet,
     cdiv,
     check,
     check_filled,
     check_first,
+    check_members,
     check_tensors,
     dot,
     dot_mode,
@@ -574,24 +576,23 @@ def mlp(
     float32, float16 or bfloat16, sums in float32. Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     check_tensors({"x": x, "up": up, "down": down}, {"up_bias": up_bias, "down_bias": down_bias, "residual": residual})
-    if x.dim() == 2:
-        single = [t.unsqueeze(0) if t is not None else None for t in (x, up, up_bias, down, down_bias, residual)]
-        return mlp(*single[:5], activation, single[5]).squeeze(0)  # type: ignore[arg-type]
     check_first("x", x)
-    check("x", x, (None, None, None), x)
-    check_filled("x", x, member=0, column=2)
+    members = check_members("x", x)
+    check_filled("x", x, column=-1)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; known are {', '.join(ACTIVATIONS)}.")
     if (up_bias is None) != (down_bias is None):
         raise ValueError("up_bias and down_bias must be given both or neither; pass zeros for the one that is missing.")
-    n_member, _, d = x.shape
-    check("down", down, (n_member, None, None), x)
-    check_filled("down", down, row=1, column=2)
-    width = down.shape[1] * (2 if activation in _GATED else 1)
-    check("up", up, (n_member, d, width), x)
-    check("up_bias", up_bias, (n_member, width), x)
-    check("down_bias", down_bias, (n_member, down.shape[2]), x)
-    check("residual", residual, (*x.shape[:2], down.shape[2]), x)
+    check("down", down, (*members, None, None), x)
+    check_filled("down", down, row=-2, column=-1)
+    width = down.shape[-2] * (2 if activation in _GATED else 1)
+    check("up", up, (*members, x.shape[-1], width), x)
+    check("up_bias", up_bias, (*members, width), x)
+    check("down_bias", down_bias, (*members, down.shape[-1]), x)
+    check("residual", residual, (*x.shape[:-1], down.shape[-1]), x)
+    if not members:
+        x, up, up_bias, down, down_bias, residual = as_fleet(x, up, up_bias, down, down_bias, residual)
     residual = residual.contiguous() if residual is not None else None
     weights = map(rows_contiguous, (up, up_bias, down, down_bias))
-    return mlp_op(x.contiguous(), *weights, residual, activation)[0]
+    out = mlp_op(x.contiguous(), *weights, residual, activation)[0]
+    return out if members else out.squeeze(0)

@@ -60,3 +60,52 @@ def test_the_interpreter_does_not_warn_of_an_overflow(recwarn: pytest.WarningsRe
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'convolution'"):
         kernels.convolution
+
+
+Z = torch.zeros
+TOKENS = Z(2, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: kernels.linear(Z(5, 8), Z(7, 3)), "weight must have shape [8, any], got [7, 3]."),
+        (lambda: kernels.linear(Z(5, 8), Z(1, 8, 3)), "weight must have shape [8, any], got [1, 8, 3]."),
+        (lambda: kernels.linear(Z(5, 8), Z(8, 3), Z(4)), "bias must have shape [3], got [4]."),
+        (lambda: kernels.linear(Z(5, 8), Z(8, 3), None, Z(5, 4)), "residual must have shape [5, 3], got [5, 4]."),
+        (lambda: kernels.linear(Z(5, 8), Z(8, 0)), "weight is empty: [8, 0]; it needs at least one column."),
+        (
+            lambda: kernels.linear(Z(8), Z(8, 3)),
+            "x must have shape [M, rows, columns], or [rows, columns] of a single model, got [8].",
+        ),
+        (lambda: kernels.mlp(Z(5, 8), Z(7, 9), None, Z(9, 8), None), "up must have shape [8, 9], got [7, 9]."),
+        (lambda: kernels.mlp(Z(5, 8), Z(8, 9), Z(7), Z(9, 8), Z(8)), "up_bias must have shape [9], got [7]."),
+        (
+            lambda: kernels.mlp(Z(5, 8), Z(8, 9), None, Z(1, 9, 8), None),
+            "down must have shape [any, any], got [1, 9, 8].",
+        ),
+        (lambda: kernels.layer_norm(Z(5, 8), Z(7)), "gain must have shape [8], got [7]."),
+        (lambda: kernels.rms_norm(Z(5, 8), Z(8), Z(5, 7)), "residual must have shape [5, 8], got [5, 7]."),
+        (lambda: kernels.rms_norm(Z(5, 0), Z(0)), "x is empty: [5, 0]; it needs at least one column."),
+        (lambda: kernels.embedding(TOKENS, Z(9, 4), Z(6, 5)), "position must have shape [any, 4], got [6, 5]."),
+        (lambda: kernels.embedding(TOKENS[0], Z(9, 4)), "tokens must have shape [any, any], got [5]."),
+        (
+            lambda: kernels.linear_cross_entropy(Z(5, 8), Z(7, 9), TOKENS[0]),
+            "weight must have shape [8, any], got [7, 9].",
+        ),
+        (lambda: kernels.linear_cross_entropy(Z(2, 8), Z(8, 9), TOKENS), "targets must have shape [2], got [2, 5]."),
+        (
+            lambda: kernels.linear_cross_entropy(Z(5, 8), Z(8, 0), TOKENS[0]),
+            "weight is empty: [8, 0]; it needs at least one row and one column.",
+        ),
+        (lambda: kernels.attention(Z(3, 5, 8), Z(3, 5, 8), Z(3, 4, 8)), "v must have shape [3, 5, 8], got [3, 4, 8]."),
+        (
+            lambda: kernels.attention(Z(2, 2, 3, 5, 8), Z(2, 2, 3, 5, 9), Z(2, 2, 3, 5, 8)),
+            "k must have shape [..., n_head, T, head_dim] like q [2, 2, 3, 5, 8], got [2, 2, 3, 5, 9].",
+        ),
+    ],
+)
+def test_errors_show_the_shapes_that_were_given(call, message: str) -> None:
+    with pytest.raises(ValueError) as error, torch.device(DEVICE):
+        call()
+    assert str(error.value) == message

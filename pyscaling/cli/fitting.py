@@ -213,12 +213,12 @@ def compare_command(
         typer.Option(metavar="LAW", help="A law to compare; may be repeated.  [default: all of N and D]"),
     ] = None,
     holdout: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="RUNS",
             help='Runs to predict: "largest" (N), "compute" or a fraction.  [default: several cuts in C]',
         ),
-    ] = None,
+    ] = "cuts",
     threshold: Annotated[
         float | None, typer.Option(metavar="X", help="Hold out the runs of N (or C) above it.")
     ] = None,
@@ -235,10 +235,9 @@ def compare_command(
     check_level(level)
     check_outputs(json, plot)
     choices: Any = {"objective": objective, "delta": delta, "residual": residual}
-    if holdout is not None or threshold is not None:
-        choices |= {"holdout": value_of(holdout or "largest"), "threshold": threshold}
     needed = [name for chosen in law or ["chinchilla"] for name in names_in(chosen)]
-    show(compare(table.read(*needed), law or None, level=level, **choices), json, plot)
+    which: Any = value_of(holdout)
+    show(compare(table.read(*needed), law or None, which, threshold, level=level, **choices), json, plot)
 
 
 @command("isoflop")
@@ -255,6 +254,10 @@ def isoflop_command(
     tolerance: Annotated[
         float, typer.Option(metavar="X", help="Runs whose C differ by less than this share are one budget.")
     ] = 0.1,
+    compute: Annotated[
+        str | None,
+        typer.Option(metavar="FLOPS", help="Also plan a run of this budget, by the power laws of the optima."),
+    ] = None,
     bootstrap: BootstrapOption = 1000,
     json: JsonOption = None,
     plot: PlotOption = None,
@@ -266,7 +269,12 @@ def isoflop_command(
     which: Any = budgets
     if budgets and any(map(is_number, budgets.split(","))):
         which = [number("--budgets", budgets, flops) for flops in budgets.split(",")]
-    show(isoflop(table.read("N", "C", "loss"), which, method, tolerance=tolerance, n=bootstrap), json, plot)
+    found = isoflop(table.read("N", "C", "loss"), which, method, tolerance=tolerance, n=bootstrap)
+    show(found, json, plot)
+    if compute is not None:
+        from pyscaling.planning import plan
+
+        typer.echo(f"\n{plan(found, compute)}")
 
 
 @command("gain")

@@ -129,7 +129,7 @@ class IsoFlop(ComputeOptimal):
     to the loss. misfit: root of chi^2 per degree of freedom of the optima about the power law of N; well above 1, they scatter
     more than noise explains. scatter: standard deviation of ln N_opt from budget to budget beyond that noise, by restricted
     maximum likelihood; intervals include it. degrees: of freedom of the t intervals, budgets - 2. n_runs: of the table;
-    those at no budget play no part.
+    those at no budget play no part. doubts: about the table's units.
     """
 
     def __init__(
@@ -143,8 +143,10 @@ class IsoFlop(ComputeOptimal):
         dropped: dict[float, str],
         noise: float,
         n_runs: int,
+        doubts: tuple[str, ...],
     ) -> None:
         super().__init__(optima, laws.line, samples, centre)
+        self.doubts = doubts
         self.method, self.dropped, self.noise, self._curves = method, dropped, noise, curves
         self.misfit, self.scatter, self.degrees, self.n_runs = laws.misfit, laws.scatter, laws.degrees, n_runs
         self._covariance = laws.covariance
@@ -167,6 +169,8 @@ class IsoFlop(ComputeOptimal):
     @property
     def headline(self) -> str:  # type: ignore[override]
         title = f"isoFLOP by {self.method}"
+        if self.doubts:
+            return f"{title}; NOT TO BE TRUSTED, {self.doubts[0]}"
         if not self.degrees:
             return f"{title}; no interval"
         if self._misses:
@@ -174,7 +178,7 @@ class IsoFlop(ComputeOptimal):
         return f"{title}; {len(self.dropped)} dropped" if self.dropped else title
 
     def _warnings(self) -> tuple[str, ...]:
-        found = []
+        found = list(self.doubts)
         if not self.degrees:
             found.append(
                 "no interval: two budgets fix a line and say nothing of its error; add a third, better a fifth"
@@ -200,15 +204,15 @@ class IsoFlop(ComputeOptimal):
             for C, N, se, D, loss, n in zip(*columns, strict=True)
         ]
         used = int(self.optima["n_runs"].sum())
-        title, *doubt = self.headline.split("; ")
+        title, sign, doubt = self.headline.partition("; ")
         title += f": {len(self.optima)} budgets, {used} of {self.n_runs} runs"
         notes = []
         if np.isfinite(self.noise):
             scatter = f"; scatter of N_opt {self.misfit:.2g} times its error" if np.isfinite(self.misfit) else ""
             notes.append(f"  noise {self.noise:.2%} of the loss{scatter}")
-        notes += [f"! {warning}" for warning in self.warnings]
+        notes += [f"! {warning}" for warning in self.warnings[len(self.doubts[:1]) :]]
         notes += [f"! C = {C:.4g} dropped: {reason}" for C, reason in self.dropped.items()]
-        return "; ".join([title, *doubt]), [rows, self._exponents()], notes
+        return f"{title}{sign}{doubt}", [rows, self._exponents()], notes
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         dropped = [{"C": C, "reason": reason} for C, reason in self.dropped.items()]
@@ -354,7 +358,9 @@ def isoflop(
         },
         source="the optima",
     )
-    result = IsoFlop(optima, laws, laws.draw(n, generator), centre, curves, method, dropped, noise, len(table))
+    result = IsoFlop(
+        optima, laws, laws.draw(n, generator), centre, curves, method, dropped, noise, len(table), table.doubts
+    )
     if result.warnings:
         warnings.warn(f"isoflop: {'; '.join(result.warnings)}.", stacklevel=2)
     return result

@@ -23,6 +23,7 @@ from pyscaling.planning.device import (
     serving_memory,
 )
 from pyscaling.planning.encoder_decoder import EncoderDecoderSplit, encoder_decoder_split
+from pyscaling.planning.from_frontier import FrontierPlan
 from pyscaling.planning.kaplan import (
     KAPLAN_2020,
     KnownLaw,
@@ -40,8 +41,8 @@ from pyscaling.planning.time import BatchRamp, TimeCompute, batch_ramp, time_com
 
 __all__ = [
     "DEVICES", "KAPLAN_2020", "BatchRamp", "BatchSize", "BestShape", "Budget", "CarriedStepTime", "Device",
-    "EncoderDecoderSplit", "GroupFit", "KnownLaw", "LearningRateAndBatch", "Memory", "NextRuns", "Overtake", "Plan",
-    "Quantity", "Region", "StepTime", "TimeCompute", "batch_ramp", "best_shape", "contradiction", "critical_batch",
+    "EncoderDecoderSplit", "FrontierPlan", "GroupFit", "KnownLaw", "LearningRateAndBatch", "Memory", "NextRuns", "Overtake",
+    "Plan", "Quantity", "Region", "StepTime", "TimeCompute", "batch_ramp", "best_shape", "contradiction", "critical_batch",
     "critical_batch_of_tokens", "derived_frontier", "early_stopping", "encoder_decoder_split", "good_shapes",
     "kaplan_frontier", "largest_shape", "learning_rate_and_batch", "memory", "next_runs", "overtake", "plan",
     "serving_memory", "steps_and_tokens", "stopping_step", "time_compute", "tokens_against_overfitting",

@@ -74,6 +74,7 @@ class FrontierPlan(Plan):
             "steps": self.steps,
             "shape": {**shape.to_dict(), "N": shape.N, "N_total": parameter_count(shape, "total")},
             "extrapolation": self.extrapolation,
+            "verdict": self.verdict,
             "warnings": list(self.warnings),
         }
 
@@ -168,6 +169,9 @@ def plan_along_frontier(
             "tied, bias, qk_norm."
         ) from None
     extrapolation = C / float(fit.optima.C.max())
+    doubts = getattr(fit, "doubts", ())
+    warned = (*fit.warnings, *_warnings(fit, C, N.value, D.value, extrapolation), *doubt)
+    verdict = f"to be trusted {'with care, see the warnings' if warned else 'as far as its intervals go'}"
     return FrontierPlan(
         compute=C,
         N=N,
@@ -176,14 +180,16 @@ def plan_along_frontier(
         batch=choose_batch(batch_loss, D.value, batch_tokens, noise_scale, shape.context),
         shape=shape,
         level=level,
-        law=fit.headline,
+        law=fit.headline.partition("; ")[0] if doubts else fit.headline,
         extrapolation=extrapolation,
-        warnings=(*fit.warnings, *_warnings(fit, C, N.value, D.value, extrapolation), *doubt),
+        warnings=warned,
         floor=Quantity(nan, nan, nan),
         budget=budget,
         binding=(budget.binding,),
         _around=None,
         optimal=fit,
+        verdict=f"NOT TO BE TRUSTED, {doubts[0]}" if doubts else verdict,
+        trustworthy=not doubts,
     )
 
 

@@ -26,7 +26,7 @@ _RATIO = 5.0  # by which C may differ from 6ND: attention, embeddings, the head,
 _FORWARD = (0.3, 0.37)  # C / 6ND of a forward pass alone
 _ROW = 30.0  # times the median ratio: a row in a unit of its own
 _LARGEST_LOSS = 12.0  # nats: the logarithm of a vocabulary of 160,000
-_LEAST_LOSS = 1.35  # nats per token, the median run's
+_BITS_PER_BYTE = (0.4, 1.35)  # the median run's; in nats per token text is above, and classifiers are often below
 _SCALES = {
     "N": (1.0, 1e3, 1e6, 1e9),
     "D": (1.0, 1e3, 1e6, 1e9, 1e12),
@@ -51,7 +51,7 @@ def doubts(runs: "Runs") -> tuple[str, ...]:
     given = {name: runs[name] for name in ("N", "D", "C") if name in runs and name not in runs.derived}
     found = _sizes(given, runs) if len(runs) else []
     if "loss" in runs and len(runs) and "loss" not in runs.declared:
-        found += _losses(runs["loss"])
+        found += _losses(runs)
     return tuple(found)
 
 
@@ -175,14 +175,15 @@ def _rows(given: Mapping[str, np.ndarray], runs: "Runs") -> list[str]:
     return [f"units: {what} in {'row' if off.sum() == 1 else 'rows'} {rows}{more}; mend or drop what is wrong"]
 
 
-def _losses(loss: np.ndarray) -> list[str]:
-    middle = float(np.median(loss))
+def _losses(runs: "Runs") -> list[str]:
+    middle = float(np.median(runs["loss"]))
     if middle > _LARGEST_LOSS:
         return [
             f"units: a loss of {middle:.3g} nats per token is worse than guessing; a perplexity is read by "
             "--unit loss=perplexity (where it is right, as for images, say so: --unit loss=nats)"
         ]
-    if 0 < middle < _LEAST_LOSS:
+    text = all(name in runs and np.median(runs[name]) >= _USUAL[name][0] for name in ("N", "D"))
+    if text and _BITS_PER_BYTE[0] < middle < _BITS_PER_BYTE[1]:
         return [
             f"units: a loss of {middle:.3g} nats per token is below what models of text reach; bits per byte are multiplied by "
             "ln 2 and the bytes of a token, as in --unit loss=2.9 (where it is right, say so: --unit loss=nats)"

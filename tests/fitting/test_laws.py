@@ -267,7 +267,8 @@ def test_scales_are_found_in_any_unit(expression: str, unit: float) -> None:
     law = ps.Law(expression)
     D = unit * np.geomspace(0.1, 100, 60)
     noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(60))
-    fit = ps.fit({"D": D, "loss": law.evaluate(params, D=D) * noise}, law=expression)
+    runs = ps.Runs({"D": D, "loss": law.evaluate(params, D=D) * noise}, units={"D": 1})  # whatever D counts
+    fit = ps.fit(runs, law=expression)
     truth = huber(np.log(noise))
     assert fit.objective_value <= truth
     assert fit.evidence.trustworthy or "D_c" in params, fit.evidence

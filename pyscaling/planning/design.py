@@ -49,7 +49,10 @@ _UNKNOWN = 10.0  # standard deviation of what the runs say nothing of, in theta:
 _MOST_RUNS = 32
 _OVER_REGION = "loss over the region"
 _SHORT = {_OVER_REGION: "loss"}
-_HONEST = "HONEST"
+_HONEST = (  # bench/test_misspecified.py
+    "Where losses are off the law by 0.5 %, refits in simulations were as narrow as promised, 1.6 times nearer, and held the "
+    "truth in 52 % (docs/planning.md)"
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Which learning rate and batch: the published rules as data, each with its source and the runs that it was fitted to.
 
 No rule is a law of nature: optimiser, schedule, warm-up and what counts as N differ, and around the optimum the loss is flat (a
-factor of two in either costs little). A sweep of one's own comes first: `ps.fit(sweep, law="step_law_learning_rate")` over columns N, D
-D and learning_rate, the best for each N and D, then `.predict(N=7e9, D=1.4e11)`; `law="step_law_batch"` over D and batch.
+factor of two in either costs little). A sweep of one's own comes first: `ps.fit(sweep, law="step_law_learning_rate")` over
+columns N, D and learning_rate, the best for each N and D, then `.predict(N=7e9, D=1.4e11)`; `law="step_law_batch"` over D and
+batch.
 """
 
 from collections.abc import Callable

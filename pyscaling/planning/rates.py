@@ -8,6 +8,7 @@ batch.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,18 @@ class LearningRateAndBatch(Result):
                 lines.append(f"  {value:>9}  {rule.source}: {rule.formula}")
                 lines += wrapped(f"{rule.note}{where}", 13)
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("", "value", "rule", "", "beyond its runs by"))
+        cells = "".join(
+            "<tr>" + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in (
+                (rule.quantity, f"{rule.value:.3g}", f"{rule.source}: {rule.formula}", rule.note, rule.beyond)
+                for rule in self.rules
+            )
+        )
+        caption = f"N = {format_count(self.N)}, D = {format_count(self.D)}; batches in tokens"
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -55,14 +55,14 @@ LEARNING_RATES: tuple[Rule, ...] = (
         "Bi et al. 2024 (DeepSeek LLM)",
         "0.3118 C^-0.125",
         lambda N, D, C: 0.3118 * C**-0.125,
-        (("C", 1e17, 1e20),),
+        (("C", 1e17, 2e19),),
         "AdamW; peak rate of a stepwise schedule",
     ),
     Rule(
         "Kaplan et al. 2020, eq. D.1",
         "0.003239 - 0.0001395 ln N",
         lambda N, D, C: max(0.003239 - 0.0001395 * float(np.log(N)), 0.0),
-        (("N", 768.0, 3e9),),
+        (("N", 768.0, 1.5e9),),
         "Adam at batches of 2^19 tokens",
     ),
 )
@@ -90,7 +90,7 @@ BATCHES: tuple[Rule, ...] = (
         "Bi et al. 2024 (DeepSeek LLM)",
         "0.2920 C^0.3271",
         lambda N, D, C: 0.2920 * C**0.3271,
-        (("C", 1e17, 1e20),),
+        (("C", 1e17, 2e19),),
         "of the least loss for C",
     ),
 )

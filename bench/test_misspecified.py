@@ -1,6 +1,6 @@
 """What `next_runs` promises against what refits come to, where the law that is fitted is not the one that is true.
 
-    pytest bench/test_misspecified.py -s            # about ten minutes on two cores; its table is in docs/planning.md
+    pytest bench/test_misspecified.py -s            # about fifteen minutes on two cores; its table is in docs/planning.md
 
 Chinchilla's law is fitted to a pilot of 25 runs, N 2 M to 50 M at 5 to 300 tokens each, and asked for the runs that tell most of
 N_opt at 100 times the pilot's largest compute, for three times what the pilot took. Truths: Chinchilla's itself; Kaplan et

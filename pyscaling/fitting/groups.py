@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -139,9 +140,9 @@ class GroupFit:
         if missing:
             raise ValueError(f"bootstrap is of another fit: it has {', '.join(boot.names)}, and no {missing[0]}.")
         columns = [list(boot.names).index(own) for own in self.names.values()]
-        return type(boot)(
-            dict(self.params), boot.samples[:, columns], boot.objective_values, boot.converged, boot.degrees
-        )
+        own = copy(boot)
+        own.estimate, own.names, own.samples = dict(self.params), list(self.names), boot.samples[:, columns]
+        return own
 
     def bootstrap(self, *arguments: Any, **options: Any) -> Any:
         """The joint fit's refits (see Fit.bootstrap), of this group's parameters."""

@@ -1,12 +1,14 @@
 """Which learning rate and batch: the published rules as data, each with its source and the runs that it was fitted to.
 
 No rule is a law of nature: optimiser, schedule, warm-up and what counts as N differ, and around the optimum the loss is flat (a
-factor of two in either costs little). A sweep of one's own is fitted by `ps.fit(sweep, law="step_law_learning_rate")` over
-columns N, D and learning_rate, and `law="step_law_batch"` over D and batch.
+factor of two in either costs little). A sweep of one's own comes first: `ps.fit(sweep, law="step_law_learning_rate")` over
+columns N, D and learning_rate, the best for each N and D, then `.predict(N=7e9, D=1.4e11)`; `law="step_law_batch"` over D and
+batch.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -53,14 +55,14 @@ LEARNING_RATES: tuple[Rule, ...] = (
         "Bi et al. 2024 (DeepSeek LLM)",
         "0.3118 C^-0.125",
         lambda N, D, C: 0.3118 * C**-0.125,
-        (("C", 1e17, 1e20),),
+        (("C", 1e17, 2e19),),
         "AdamW; peak rate of a stepwise schedule",
     ),
     Rule(
         "Kaplan et al. 2020, eq. D.1",
         "0.003239 - 0.0001395 ln N",
         lambda N, D, C: max(0.003239 - 0.0001395 * float(np.log(N)), 0.0),
-        (("N", 768.0, 3e9),),
+        (("N", 768.0, 1.5e9),),
         "Adam at batches of 2^19 tokens",
     ),
 )
@@ -88,7 +90,7 @@ BATCHES: tuple[Rule, ...] = (
         "Bi et al. 2024 (DeepSeek LLM)",
         "0.2920 C^0.3271",
         lambda N, D, C: 0.2920 * C**0.3271,
-        (("C", 1e17, 1e20),),
+        (("C", 1e17, 2e19),),
         "of the least loss for C",
     ),
 )
@@ -147,6 +149,18 @@ class LearningRateAndBatch(Result):
                 lines.append(f"  {value:>9}  {rule.source}: {rule.formula}")
                 lines += wrapped(f"{rule.note}{where}", 13)
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("", "value", "rule", "", "beyond its runs by"))
+        cells = "".join(
+            "<tr>" + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in (
+                (rule.quantity, f"{rule.value:.3g}", f"{rule.source}: {rule.formula}", rule.note, rule.beyond)
+                for rule in self.rules
+            )
+        )
+        caption = f"N = {format_count(self.N)}, D = {format_count(self.D)}; batches in tokens"
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -387,6 +387,21 @@ def test_an_untrusted_fit_is_said_first(fit: ps.Fit) -> None:
     assert json.loads(design.to_json())["verdict"] == design.verdict
 
 
+def test_a_cost_takes_variables_by_name_or_in_order(fit: ps.Fit) -> None:
+    designs = [
+        next_runs(fit, LARGEST, cost=cost, n_runs=3, average=0)
+        for cost in (
+            lambda N, D: 7 * N * D,
+            lambda D, N: 7 * N * D,
+            lambda n, d: 7 * n * d,
+            lambda **v: 7 * v["N"] * v["D"],
+        )
+    ]
+    assert all([run.at for run in design] == [run.at for run in designs[0]] for design in designs)
+    skewed = next_runs(fit, LARGEST, cost=lambda n, d: 7 * n**0.5 * d, n_runs=3, average=0)
+    assert [run.cost for run in skewed] == pytest.approx([7 * run.N**0.5 * run.D for run in skewed])
+
+
 def test_a_law_of_N_alone() -> None:
     """Slope of a line again, by a law of one variable whose runs cost what they are said to: at both ends, as many."""
     sizes = np.geomspace(1e6, 1e8, 12)

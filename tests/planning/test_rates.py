@@ -28,6 +28,7 @@ def test_rules_at_7B() -> None:
     assert next(iter(found)).factor == pytest.approx(7e9 / 1.1e9)
     assert "beyond" not in str(learning_rate_and_batch(5e8, 2e10)).split("Bi et al.")[0]  # within Step law's runs
     assert max(map(len, str(found).splitlines())) <= 80
+    assert found._repr_html_().count("<tr>") == 7
 
 
 def test_a_tiny_run_is_told_by_the_rule_whose_runs_are_near() -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyscaling.accounting import Shape
+from pyscaling.cores import available_cores
 from pyscaling.data import BatchOrder, FleetBatches, load_corpus, tokenize_corpus
 from pyscaling.kernels.reference import rotary
 from pyscaling.study import Study
@@ -103,7 +104,7 @@ def evaluate_plain(model: nn.Module, windows: np.ndarray) -> float:
 
 def peer_seconds(spec: StudySpec) -> tuple[float, float]:
     """Wall clock of the whole grid, and the loss of its largest run (NaN when only sampled)."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(available_cores())
     corpus = tokenize_corpus(load_corpus(spec.corpus.source), vocab_size=spec.corpus.vocab_size)
     main = evaluation_windows(corpus.validation, spec.model.context, spec.evaluation.tokens // spec.model.context)
     total, loss = 0.0, float("nan")

@@ -231,6 +231,8 @@ class Plan(Result):
 
         corpus: a file, folder or glob of text. Tokens are whole steps; rates and schedule are the study's defaults.
         """
+        import tomli_w
+
         shape = self.shape
         batch = max(1, round(self.batch_tokens / shape.context)) * shape.context
         model = {
@@ -244,10 +246,8 @@ class Plan(Result):
             "[training]": {"budgets": [max(2, round(self.D.value / batch)) * batch], "batch_tokens": batch},
             "[[sizes]]": size,
         }
-        lines = [f"name = {json.dumps(name)}", f"law = {json.dumps(self.law)}"]
-        for header, table in tables.items():
-            lines += ["", header, *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        return "\n".join(lines) + "\n"
+        parts = [tomli_w.dumps({"name": name, "law": self.law})]
+        return "\n".join([*parts, *(f"{header}\n{tomli_w.dumps(table)}" for header, table in tables.items())])
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with one row per quantity: value, low, high (the same where nothing is estimated)."""

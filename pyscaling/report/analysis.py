@@ -5,6 +5,7 @@ The command line prints these objects and the report draws them; nothing here kn
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,18 @@ class LawChoice:
     """The law that a study is judged and planned by.
 
     errors: candidate -> rms relative error of predicting the second largest model from the smaller ones, by which
-    `law` was chosen; empty where the spec names the law. The largest model plays no part either way.
+    `law` was chosen; empty where the spec names the law (`named`), or too few sizes leave none to judge by. The largest model
+    plays no part either way.
     """
 
     law: str
     errors: dict[str, float] = field(default_factory=dict)
+    named: bool = True
 
     @property
     def reason(self) -> str:
         if not self.errors:
-            return "named by the study's spec"
+            return "named by the study's spec" if self.named else "taken unchosen: too few sizes or runs to choose by"
         errors = ", ".join(f"{name} {error:.2%}" for name, error in sorted(self.errors.items(), key=lambda e: e[1]))
         return f"chosen for predicting the second largest model best from the smaller ones (rms error: {errors})"
 
@@ -273,21 +276,21 @@ def analyse(folder: str | Path, *, level: float = 0.9, bootstrap: int = 4000) ->
 def choose_law(runs: Runs, candidates: Sequence[str] = CANDIDATES) -> LawChoice:
     """The candidate that, fitted without the two largest models, predicts the second largest best.
 
-    The first candidate, where there are fewer than four sizes to judge by.
+    The first candidate, where there are fewer than four sizes, or too few runs, to judge by.
     """
     sizes = np.unique(runs.N)
     if len(sizes) < 4:
-        return LawChoice(candidates[0])
+        return LawChoice(candidates[0], named=False)
     rest = runs.select(sizes[-1] > runs.N)
     largest = rest.N.max()
     held = seed_means(rest.select(largest == rest.N))
     errors = {}
     for law in candidates:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a candidate that is not chosen need not be warned about
+        with warnings.catch_warnings(), suppress(ValueError):  # too few runs for a candidate leave it out
+            warnings.simplefilter("ignore")  # one that is not chosen need not be warned about
             fitted = fit(rest.select(largest > rest.N), law=law)
-        errors[law] = float(np.sqrt(np.mean((fitted.evaluate(N=held.N, D=held.D) / held.loss - 1) ** 2)))
-    return LawChoice(min(errors, key=lambda law: errors[law]), errors)
+            errors[law] = float(np.sqrt(np.mean((fitted.evaluate(N=held.N, D=held.D) / held.loss - 1) ** 2)))
+    return LawChoice(min(errors, key=lambda law: errors[law], default=candidates[0]), errors, named=False)
 
 
 def held_out_test(runs: Runs, law: str, level: float = 0.9) -> HeldOutTest:

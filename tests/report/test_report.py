@@ -13,8 +13,10 @@ import pytest
 
 from pyscaling.report import analyse, held_out_test, write_report
 from pyscaling.report import page as views
-from pyscaling.report.analysis import efficient_mask, seed_means, seed_noise, study_facts, unique_tokens
-from pyscaling.study.store import StudyError
+from pyscaling.report.analysis import choose_law, efficient_mask, seed_means, seed_noise, study_facts, unique_tokens
+from pyscaling.study.spec import StudySpec
+from pyscaling.study.store import Store, StudyError
+from pyscaling.study.study import _given_rows
 from pyscaling.tables import Runs
 
 _spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
@@ -63,6 +65,11 @@ def test_law_is_chosen_without_the_largest_model(tmp_path: Path) -> None:
     assert off.choice.errors == pytest.approx(plain.choice.errors)
     assert plain.choice.errors["chinchilla"] < plain.choice.errors["kaplan_ND"]
     assert [test.law for test in plain.other_tests] == ["kaplan_ND"]
+    assert plain.choice.reason.startswith("chosen for predicting the second largest model best")
+    few = plain.runs.select(np.isin(plain.runs.N, np.unique(plain.runs.N)[:3]))
+    five = np.isin(plain.runs.N, np.unique(plain.runs.N)[:5]) & (plain.runs["seed"] == 0)
+    for part in (few, plain.runs.select(five & (plain.runs.D.max() == plain.runs.D))):
+        assert choose_law(part).reason == "taken unchosen: too few sizes or runs to choose by"  # not named by the spec
 
 
 def test_spec_may_name_the_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +105,7 @@ def test_the_plan_is_on_the_corpus_of_the_study(analysis: Any, page: str, tmp_pa
     """The synthetic store tells of 3 M training tokens; without them none are counted."""
     assert analysis.plan.unique_tokens == 3_000_000
     assert analysis.plan.epochs == pytest.approx(analysis.plan.D.value / 3e6)
+    assert StudySpec.from_toml(analysis.plan.to_toml("b/😀\x7f.txt")).corpus.source == "b/😀\x7f.txt"
     assert "on the 3 M training tokens of the corpus" in page
     few = synthetic.make_study(tmp_path / "few")
     db = sqlite3.connect(few / "study.db")
@@ -158,6 +166,19 @@ def test_a_bound_is_no_interval(analysis: Any) -> None:
     assert rows["E"] == "none, at a bound"
     low, high = analysis.main.intervals["alpha"]
     assert rows["alpha"] == f"[{low:.3g}, {high:.3g}]"
+
+
+def test_runs_that_were_trained_elsewhere_are_foretold_as_added(tmp_path: Path) -> None:
+    folder = synthetic.make_study(tmp_path / "given")
+    with Store(folder, "", "", same=lambda key: True) as store:
+        store.add_finished(
+            _given_rows(Runs({"N": [5e5], "D": [3e6], "loss": [2.0]}), {}, StudySpec.from_toml(synthetic.SPEC))
+        )
+    given = analyse(folder, bootstrap=50)
+    (run,) = given.added.runs
+    assert (run.N, run.D, run.achieved) == (5e5, 3e6, 2.0)
+    assert run.predicted == pytest.approx(synthetic.true_loss(5e5, 3e6), rel=0.02)
+    assert given.held_out.largest_N == 5e5
 
 
 def test_seed_noise_by_hand() -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class Problem:
     units: tuple[float, ...]  # of theta, [P], powers of two: what is not a logarithm is of order one there
     penalty: float = 1.0  # on the objective of runs that the law lies above
     known_noise: bool = False  # weights are 1 / noise^2, and residuals are not asked how large it is
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            field.name: getattr(self, field.name) for field in fields(self)
+        }  # not the tape, which is compiled again
 
     @cached_property
     def compiled(self) -> CompiledLaw:

@@ -30,7 +30,7 @@ from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
 from pyscaling.fitting.groups import GroupedLaw, group_runs, label_of
 from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG, Problem, automatic_starts, given_starts, make_problem
 from pyscaling.fitting.result import Result, new_axes
-from pyscaling.fitting.sample import LONG, solve_from_sample
+from pyscaling.fitting.sample import LONG, solve_from_parts, solve_from_sample
 from pyscaling.laws import USUAL_VARIABLES, Law
 from pyscaling.tables import Runs, read_runs
 
@@ -159,6 +159,14 @@ def fit(
         )
     with np.errstate(all="ignore"):
         evidence = gather(problem, theta, solved, best, table, rows)
+        if (evidence.unidentified or evidence.at_bound) and objective != "gaussian" and len(problem.y) <= LONG:
+            points, others = solve_from_parts(problem, theta)
+            better = np.where(np.isfinite(others["value"]) & (others["status"] != 3), others["value"], np.inf)
+            if better.min() < value[best] * (1 - 1e-9):
+                theta, value = np.concatenate([theta, points]), np.concatenate([value, better])
+                solved = {key: np.concatenate([column, others[key]]) for key, column in solved.items()}
+                best = int(np.argmin(value))
+                evidence = gather(problem, theta, solved, best, table, rows)
     result = Fit(
         table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value), rows
     )

@@ -89,8 +89,12 @@ class Problem:
         cluster: np.ndarray | None = None,
         responses: np.ndarray | None = None,
         seed: int = 0,
+        spread: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample."""
+        """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample.
+
+        spread: the delta to begin with, of starts that are better than bad.
+        """
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must lie between 0 and 2^64 - 1, got {seed}.")
         return fit_batch(
@@ -102,7 +106,7 @@ class Problem:
             self.lower,
             self.upper,
             self.core_delta,
-            self.spread,
+            spread or self.spread,
             n_resample=n_resample,
             cluster=cluster,
             seed=seed,

@@ -134,12 +134,22 @@ struct Descent {
         return worst;
     }
 
-    // Root mean square of the residuals at theta, none counted as larger than `most`.
-    double rms_residual(double most) {
-        measure(theta, most, 0, at);
-        double total = 0.0;
-        for (int p = 0; p < problem.points->n; ++p) total += problem.weights[p];
-        return std::sqrt(2 * at.value / total);
+    // Median size of the residuals at theta: what most points show, whatever a few do.
+    double median_residual() {
+        const int n = problem.points->n;
+        std::vector<double> size(n);
+        set_parameters(*problem.tape, theta.data(), ws);
+        for (int first = 0; first < n; first += kBlock) {
+            const int count = std::min(kBlock, n - first);
+            run_level(*problem.tape, *problem.points, first, count, 0, ws);
+            const double* law = slot(*problem.tape, *problem.points, first, ws, problem.tape->value);
+            for (int p = 0; p < count; ++p) {
+                const double r = std::abs((problem.tape->log_link ? std::log(law[p]) : law[p]) - problem.y[first + p]);
+                size[first + p] = std::isfinite(r) ? r : INFINITY;
+            }
+        }
+        std::nth_element(size.begin(), size.begin() + n / 2, size.end());
+        return size[n / 2];
     }
 
     // A step along a curved valley climbs its wall, though a second one from there may end lower than both began (the
@@ -276,9 +286,10 @@ double smooth_value(const Problem& problem, const double* theta, Workspace& ws) 
 
 double first_delta(const Problem& problem, const double* start, Workspace& ws) {
     Descent descent(problem, start, ws);
-    const double rms = descent.rms_residual(problem.spread);
+    if (!(problem.delta < problem.spread)) return problem.delta;
+    const double typical = descent.median_residual();
     double delta = problem.spread;
-    while (delta > 20 * rms && delta > problem.delta) delta *= 0.1;
+    while (delta > 20 * typical && delta > problem.delta) delta *= 0.1;
     return std::max(delta, problem.delta);
 }
 

@@ -19,6 +19,7 @@ _HOME = {
     "compute_gain": "fitting",
     "envelope": "fitting",
     "isoflop": "fitting",
+    "load": "fitting.save",
     "plan": "planning",
     "next_runs": "planning",
     "overtake": "planning",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     # the functions, not their modules
     from pyscaling.fitting import Fit, compare, compute_gain, envelope, fit, isoflop  # type: ignore[no-redef]
+    from pyscaling.fitting.save import load
     from pyscaling.laws import Law
     from pyscaling.planning import Plan, next_runs, overtake, plan  # type: ignore[no-redef]
     from pyscaling.study import Study

@@ -121,6 +121,15 @@ class Law:
         with np.errstate(all="ignore"):  # far from the data a law may overflow: the result says so
             return eval(self._code, scope, arrays)  # the tree holds arithmetic only, see parse_expression
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in self.__dict__.items() if name != "_code"
+        }  # code is not for other Pythons
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._code = compile(parse_expression(self.expression), "<law>", "eval")
+
     def __repr__(self) -> str:
         return f"Law({self.name!r}: {self.expression})"
 

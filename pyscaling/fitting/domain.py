@@ -28,7 +28,7 @@ def check_domain(problem: Problem, theta: np.ndarray, runs: Runs, always: bool =
     scope |= {name: column[rows] for name, column in problem.variables.items()}
 
     def complain(bad: np.ndarray, node: ast.expr, what: str) -> None:
-        bad = np.broadcast_to(bad, (len(params), len(rows))).all(axis=0)
+        bad = np.all(np.broadcast_to(bad, (len(params), len(rows))), axis=0)
         within = {leaf.id for leaf in ast.walk(node) if isinstance(leaf, ast.Name)}
         if not (bad.any() and within & set(names)) or (always and bad.all()):  # all rows: the starts are to blame
             return

@@ -116,9 +116,10 @@ def gather(
         # Of a long table first by a sample: what that determines all runs do.
         candidates = free & ~vanished & [domain.logarithmic for domain in problem.law.parameters.values()]
         if len(problem.y) > LONG:
-            flat = _plateaus(sample_of(problem), theta, candidates)
+            sample = sample_of(problem)
+            flat = _plateaus(sample, theta, candidates, float(sample.solve(theta)["value"][0]))
             candidates &= [name in flat for name in problem.law.names]
-        plateaus = (name for name in _plateaus(problem, theta, candidates) if name not in unidentified)
+        plateaus = (name for name in _plateaus(problem, theta, candidates, lowest) if name not in unidentified)
         unidentified = (*unidentified, *plateaus)
     residuals = problem.y - problem.value_and_jacobian(theta)[0]
     outliers = {} if lowest <= exact else _outliers(problem, theta, residuals)
@@ -231,7 +232,8 @@ def _without(
     if len(kept) <= problem.n_free:
         return said
     rest = problem.select(kept)
-    solved = rest.solve(np.concatenate([theta[None], starts[:7]]))
+    # A robust fit is near already; least squares may have been drawn far away.
+    solved = rest.solve(np.concatenate([theta[None], starts[: 7 if problem.objective == "gaussian" else 0]]))
     value = np.where(np.isfinite(solved["value"]) & (solved["status"] != 3), solved["value"], np.inf)
     params = problem.to_params(solved["theta"][int(np.argmin(value))])
     refitted = ", ".join(f"{name} = {x:.4g}" for name, x in zip(problem.law.names, params, strict=True))
@@ -287,7 +289,7 @@ def _cautions(problem: Problem, theta: np.ndarray) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _plateaus(problem: Problem, theta: np.ndarray, candidates: np.ndarray) -> list[str]:
+def _plateaus(problem: Problem, theta: np.ndarray, candidates: np.ndarray, lowest: float) -> list[str]:
     """Positive parameters that may be ten times larger and smaller, the others refitted, within a 95 % likelihood ratio.
 
     A curvature at the minimum cannot tell: it is sharp where the kink of an absolute value happens to lie. Nor can the
@@ -296,7 +298,6 @@ def _plateaus(problem: Problem, theta: np.ndarray, candidates: np.ndarray) -> li
     found: list[str] = []
     if not candidates.any():
         return found
-    lowest = float(problem.solve(theta)["value"][0])
     s, v = moments(problem, problem.y - problem.value_and_jacobian(theta)[0])
     if not s > 0:
         return found

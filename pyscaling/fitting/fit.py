@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +27,12 @@ from pyscaling.fitting.bootstrap import (
 from pyscaling.fitting.covariance import covariance
 from pyscaling.fitting.domain import check_domain
 from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
-from pyscaling.fitting.groups import GroupedLaw, group_runs
+from pyscaling.fitting.groups import GroupedLaw, group_runs, label_of
 from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG, Problem, automatic_starts, given_starts, make_problem
 from pyscaling.fitting.result import Result, new_axes
-from pyscaling.fitting.sample import LONG, solve_from_sample
+from pyscaling.fitting.sample import LONG, solve_from_parts, solve_from_sample
 from pyscaling.laws import USUAL_VARIABLES, Law
-from pyscaling.tables import Runs
+from pyscaling.tables import Runs, read_runs
 
 if TYPE_CHECKING:
     from pyscaling.fitting.profile import Profile
@@ -73,8 +74,9 @@ def fit(
 ) -> "Fit":
     """Fits a scaling law to runs.
 
-    runs: Runs, or anything Runs takes. law: a name (see `pyscaling laws`), an expression, or a Law. Of an expression's
-    names, those that are columns of the runs are variables, the others positive parameters; a Law says so itself.
+    runs: Runs, anything Runs takes, or the path of a table. law: a name (see `pyscaling laws`), an expression, or a Law. Of
+    an expression's names, those that are columns of the runs are variables, the others positive parameters; a Law says so
+    itself.
     objective: "huber" with `delta`, "lad" (least absolute deviations) or "gaussian" (least squares); a sum over runs.
     residual: differences of "log" loss (Hoffmann et al. 2022, eq. 3) or of "raw" loss. starts: "auto", how many automatic
     ones, or starts of your own: [count, P] or mappings of parameters. weights: a column or [n].
@@ -90,6 +92,8 @@ def fit(
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
+    if isinstance(runs, str | Path):
+        runs = read_runs(runs)
     table = runs if isinstance(runs, Runs) else Runs(runs)
     chosen = _tie(law_over(law, table), tied)
     for column in (*chosen.variables, chosen.response, weights, noise):
@@ -155,6 +159,14 @@ def fit(
         )
     with np.errstate(all="ignore"):
         evidence = gather(problem, theta, solved, best, table, rows)
+        if (evidence.unidentified or evidence.at_bound) and objective != "gaussian" and len(problem.y) <= LONG:
+            points, others = solve_from_parts(problem, theta)
+            better = np.where(np.isfinite(others["value"]) & (others["status"] != 3), others["value"], np.inf)
+            if better.min() < value[best] * (1 - 1e-9):
+                theta, value = np.concatenate([theta, points]), np.concatenate([value, better])
+                solved = {key: np.concatenate([column, others[key]]) for key, column in solved.items()}
+                best = int(np.argmin(value))
+                evidence = gather(problem, theta, solved, best, table, rows)
     result = Fit(
         table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value), rows
     )
@@ -290,7 +302,7 @@ class Fit(Result):
         if not isinstance(self.law, GroupedLaw):
             raise ValueError("this fit has no groups; params has its parameters.")
         self.law.membership(group)
-        return {name: self.params[self.law.own_name(name, str(group))] for name in self.law.base.names}
+        return {name: self.params[self.law.own_name(name, label_of(group))] for name in self.law.base.names}
 
     def bootstrap(
         self, n: int = 4000, cluster: Any = None, seed: int = 0, starts: int = 8, resample: Resample | None = "pairs"
@@ -446,8 +458,13 @@ class Fit(Result):
     @property
     def formula(self) -> str:
         """The law as an equation, with the columns it takes where they are not all of N, D, C and S."""
-        columns = [name for name in self.law.variables if name not in self.law.indicators.values()]
-        text = f"{self.law.response} = {self.law.expression}"
+        law = self.law.base if isinstance(self.law, GroupedLaw) else self.law
+        columns = law.variables
+        text = f"{law.response} = {law.expression}"
+        if isinstance(self.law, GroupedLaw):
+            own = [name for name in law.names if name not in self.law.shared]
+            text += f", {', '.join(own)} of each group its own"
+            text += f", {', '.join(self.law.shared)} shared" if self.law.shared else ""
         return text if set(columns) <= set(USUAL_VARIABLES) else f"{text}, over the columns {', '.join(columns)}"
 
     def bounds(self, name: str) -> tuple[float, float]:
@@ -494,18 +511,19 @@ class Fit(Result):
     def summary(self, level: float = 0.9) -> str:
         """A table of the fit; its first line says whether to believe it."""
         way = f"{len(self._bootstrap_once()):,} resamples" if len(self.runs) <= MANY else "standard errors"
+        width = max(10, *map(len, self.params))
         lines = [
             f"{self.law.name}: {self.verdict}",
             f"  {self.formula}",
             f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} "
             f"{_own_name(self.law, self.runs)}, objective "
             f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
-            f"  {'parameter':>10} {'value':>12}   {100 * level:g}% interval ({way})",
+            f"  {'parameter':>{width}} {'value':>12}   {100 * level:g}% interval ({way})",
         ]
         for name, (low, high) in self.intervals(level).items():
             at_bound = ", at its bound" if name in self.evidence.at_bound else ""
             ends = "fixed" if self.bounds(name)[0] == self.bounds(name)[1] else f"{low:.5g} .. {high:.5g}{at_bound}"
-            lines.append(f"  {name:>10} {self.params[name]:>12.5g}   {ends}")
+            lines.append(f"  {name:>{width}} {self.params[name]:>12.5g}   {ends}")
         return "\n".join([*lines, f"  evidence: {self.evidence}"])
 
     def _noise_beside(self) -> str:
@@ -545,9 +563,22 @@ class Fit(Result):
             "evidence": {**asdict(self.evidence), "concerns": self.evidence.concerns},
         }
 
-    def plot(self, ax: Any = None) -> Any:
-        """Observed loss against the law's first variable, one fitted curve for each value of the second; returns the Axes."""
+    def save(self, path: str | Path) -> None:
+        """Writes the fit as JSON, from which ps.load makes it again: law, runs, options, result and evidence."""
+        from pyscaling.fitting.save import save
+
+        save(self, path)
+
+    def plot(self, ax: Any = None, group: Any = None) -> Any:
+        """Observed loss against the law's first variable, one fitted curve for each value of the second; returns the Axes.
+
+        group: of a fit of groups the one to show; by default each is shown, its curve at the middle of the other variables.
+        """
         ax = new_axes() if ax is None else ax
+        if isinstance(self.law, GroupedLaw):
+            return self._plot_groups(ax, self.law, self.law.labels if group is None else [group])
+        if group is not None:
+            raise ValueError("this fit has no groups to show one of.")
         first, *rest = self.law.variables
         x, loss = self.problem.variables[first], self.runs[self.law.response]
         label = "loss (nats per token)" if self.law.response == "loss" else self.law.response
@@ -567,6 +598,25 @@ class Fit(Result):
                 label=f"{rest[0]} = {level:.3g}" if rest else "law",
             )
         ax.set(xscale="log", yscale="log", xlabel=first, ylabel=label, title=self.law.name)
+        ax.legend(fontsize=8)
+        return ax
+
+    def _plot_groups(self, ax: Any, law: GroupedLaw, groups: Sequence[Any]) -> Any:
+        first, *rest = law.base.variables
+        response = self.runs[law.response]
+        for group in groups:
+            flag = next(name for name, value in law.membership(group).items() if value)
+            of = self.problem.variables[flag] > 0
+            x = self.problem.variables[first][of]
+            grid = np.geomspace(x.min(), x.max(), 100) if x.min() > 0 else np.linspace(x.min(), x.max(), 100)
+            at = {name: np.full_like(grid, np.median(self.problem.variables[name][of])) for name in rest}
+            curve = self.evaluate(group=group, **{first: grid}, **at)
+            (line,) = ax.plot(
+                grid, curve, lw=1, label=f"{group}" + "".join(f", {n} = {v[0]:.3g}" for n, v in at.items())
+            )
+            ax.plot(x, response[of], "o", markersize=3, color=line.get_color())
+        label = "loss (nats per token)" if law.response == "loss" else law.response
+        ax.set(xscale="log", yscale="log", xlabel=first, ylabel=label, title=law.name)
         ax.legend(fontsize=8)
         return ax
 

@@ -63,9 +63,9 @@ class GroupedLaw(Law):
 
     def membership(self, label: Any) -> dict[str, float]:
         """The indicators of a group."""
-        if str(label) not in self.indicators:
+        if label_of(label) not in self.indicators:
             raise ValueError(f"group={label!r} is unknown; the groups are {', '.join(self.labels)}.")
-        return {name: float(own == str(label)) for own, name in self.indicators.items()}
+        return {name: float(own == label_of(label)) for own, name in self.indicators.items()}
 
     def expanded(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Settings by parameter, where a parameter of the base law stands for that of each group."""
@@ -76,6 +76,12 @@ class GroupedLaw(Law):
             else:
                 out[name] = value
         return out
+
+
+def label_of(label: Any) -> str:
+    """A group's label as text; a whole number of any kind as an integer."""
+    whole = isinstance(label, float | np.floating) and float(label).is_integer()
+    return str(int(label)) if whole else str(label)
 
 
 class _Separate(ast.NodeTransformer):
@@ -101,7 +107,7 @@ def group_runs(runs: Runs, column: Any, law: Law, shared: Collection[str] | None
 
     Raises ValueError for a missing label, a single group or an unknown shared parameter.
     """
-    labels = runs.labels(column, "group").astype(str)
+    labels = np.array([label_of(label) for label in runs.labels(column, "group").tolist()])
     names = list(dict.fromkeys(labels.tolist()))
     if len(names) < 2:
         raise ValueError(f"group has the single value {names[0]!r}; a fit of groups needs at least two.")

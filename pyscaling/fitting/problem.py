@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class Problem:
     units: tuple[float, ...]  # of theta, [P], powers of two: what is not a logarithm is of order one there
     penalty: float = 1.0  # on the objective of runs that the law lies above
     known_noise: bool = False  # weights are 1 / noise^2, and residuals are not asked how large it is
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            field.name: getattr(self, field.name) for field in fields(self)
+        }  # not the tape, which is compiled again
 
     @cached_property
     def compiled(self) -> CompiledLaw:
@@ -84,8 +89,12 @@ class Problem:
         cluster: np.ndarray | None = None,
         responses: np.ndarray | None = None,
         seed: int = 0,
+        spread: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample."""
+        """Runs the core: theta [R, P], value, gradient, iterations, status [R]; R starts, or resamples if n_resample.
+
+        spread: the delta to begin with, of starts that are better than bad.
+        """
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must lie between 0 and 2^64 - 1, got {seed}.")
         return fit_batch(
@@ -97,7 +106,7 @@ class Problem:
             self.lower,
             self.upper,
             self.core_delta,
-            self.spread,
+            spread or self.spread,
             n_resample=n_resample,
             cluster=cluster,
             seed=seed,

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -236,7 +236,7 @@ def _evaluate(
         out = np.asarray(variables[str(node.value)], dtype=np.float64)
     else:
         args = [_evaluate(arg, variables, cache) for arg in node.args]
-        functions = {
+        functions: dict[str, Callable[..., np.ndarray]] = {
             "add": np.add,
             "sub": np.subtract,
             "mul": np.multiply,

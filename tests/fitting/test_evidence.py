@@ -116,6 +116,25 @@ def test_diverged_runs_are_named(objective: str, away: float) -> None:
         assert fit.evidence.trustworthy
 
 
+@pytest.mark.parametrize(
+    ("seed", "rows", "factor"), [(0, 1, 3.0), (2, 2, 100.0), (1, 5, 1.5), (4, 5, 3.0), (6, 5, 3.0)]
+)
+def test_runs_that_a_term_leans_on(seed: int, rows: int, factor: float) -> None:
+    """The smallest D diverged: a minimum at least as low as the law of the other runs is, not one that a term makes of them."""
+    generator = np.random.default_rng(seed)
+    n = 60 if seed % 2 else 100
+    sizes, tokens = np.exp(generator.uniform(np.log([1e7, 1e9]), np.log([1e10, 1e11]), (n, 2))).T
+    loss = (1.8 + 480 / sizes**0.35 + 2100 / tokens**0.37) * np.exp(0.005 * generator.standard_normal(n))
+    away = np.argsort(tokens)[:rows]
+    kept = np.setdiff1d(np.arange(n), away)
+    clean = ps.fit({"N": sizes[kept], "D": tokens[kept], "loss": loss[kept]}, starts=4)
+    loss[away] *= factor
+    fit = ps.fit({"N": sizes, "D": tokens, "loss": loss})
+    size = np.abs(np.log(clean.evaluate(N=sizes, D=tokens) / loss))
+    assert fit.objective_value <= np.sum(np.where(size < 1e-3, size**2 / 2, 1e-3 * (size - 0.5e-3)))
+    assert fit.params["alpha"] == pytest.approx(0.35, abs=0.03)
+
+
 def test_outliers_are_rare_among_gaussian_runs() -> None:
     for seed in range(20):
         assert ps.fit({"N": N, "D": D, "loss": LOSS * noise(0.005, 64, seed)}, starts=4).outliers == {}

@@ -97,3 +97,38 @@ def test_a_missing_label_is_no_group(missing: object) -> None:
             fit.bootstrap(10, cluster="corpus")
     with pytest.raises(ValueError, match="group has no label in row 5"):
         ps.fit(table, group=corpus)
+
+
+def test_whole_numbers_are_labels_as_they_are() -> None:
+    table = runs(0.005).to_dict()
+    number = np.where(table["corpus"] == "code", 2, 1)
+    for labels in (number, number.astype(float), number.astype(str)):
+        fit = ps.fit({**table, "set": labels}, group="set", shared=["alpha", "beta"], starts=8)
+        assert fit.law.labels == ("1", "2") and "E_2" in fit.params
+        for label in (2, 2.0, "2", np.int64(2), np.float64(2)):
+            assert fit.params_of(label)["E"] == fit.params["E_2"]
+            assert fit.predict(N=1e10, D=1e11, group=label, n=20).value == pytest.approx(1.2, abs=0.3)
+
+
+def test_the_law_is_printed_once() -> None:
+    fit = ps.fit(runs(0.005), group="corpus", shared=["alpha", "beta"])
+    lines = str(fit).splitlines()
+    assert lines[1] == "  loss = E + A/N**alpha + B/D**beta, E, A, B of each group its own, alpha, beta shared"
+    assert "**in_" not in str(fit) and sum("E_web_text" in line for line in lines) == 1
+    own = ps.fit(runs(0.005), group="corpus")
+    assert own.formula == "loss = E + A/N**alpha + B/D**beta, E, A, alpha, B, beta of each group its own"
+
+
+def test_groups_are_plotted() -> None:
+    fit = ps.fit(runs(0.005), group="corpus", shared=["alpha", "beta"])
+    ax = fit.plot()
+    curves = [line for line in ax.lines if line.get_linestyle() == "-"]
+    assert [line.get_label().split(",")[0] for line in curves] == ["web text", "code"]
+    middle = np.median(fit.runs["D"][fit.runs["corpus"] == "code"])
+    x, y = curves[1].get_data()
+    assert y == pytest.approx(fit.evaluate(N=x, D=middle, group="code"))
+    assert len(fit.plot(group="code").lines) == 2
+    with pytest.raises(ValueError, match="group='book' is unknown"):
+        fit.plot(group="book")
+    with pytest.raises(ValueError, match="no groups to show"):
+        ps.fit(runs(0.005)).plot(group="code")

@@ -203,7 +203,7 @@ def test_long_tables() -> None:
     full = fit.problem.solve(automatic_starts(fit.problem, 8))["value"].min()
     text = seconds(lambda: str(fit))
     print(
-        f"\na million points: the default fit {took:.2f} s on two cores ({busy:.2f} s of processor time), printed in {text:.2f} s, "
+        f"\na million points: {took:.2f} s on two cores ({busy:.2f} s of one), printed in {text:.2f} s, "
         f"objective / a search on all points - 1: {fit.objective_value / full - 1:.1e}"
     )
     assert took < 2

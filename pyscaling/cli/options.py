@@ -128,7 +128,7 @@ class Table:
         if self.path.suffix.lower() != ".json" or not self.path.is_file():
             return False
         with open(self.path, encoding="utf-8", errors="replace") as file:
-            return '"pyscaling_fit"' in file.read(200)
+            return '"pyscaling fit"' in file.read(200)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyscaling.cli.app import command, one_clear_message
+from pyscaling.cli.app import command, one_clear_message, pairs
 from pyscaling.cli.options import (
     BootstrapOption,
     Fitted,
@@ -22,8 +22,6 @@ from pyscaling.cli.show import (
     new_console,
     new_table,
     plain,
-    print_plan,
-    save,
     show,
     write,
 )
@@ -43,7 +41,9 @@ def plan_command(
     utilisation: Annotated[float | None, typer.Option(metavar="X", help="Share of its peak.  [default: 0.4]")] = None,
     gpu_hours: Annotated[float | None, typer.Option(metavar="HOURS", help="Budget in hours of --device.")] = None,
     dollars: Annotated[float | None, typer.Option(metavar="MONEY", help="Budget in money.")] = None,
-    price_per_gpu_hour: Annotated[float | None, typer.Option(metavar="MONEY", help="In the same money.")] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(metavar="MONEY", help="[default: the device's list price, in dollars]")
+    ] = None,
     target_loss: Annotated[
         float | None, typer.Option(metavar="LOSS", help="Goal: the least compute for this loss.")
     ] = None,
@@ -113,11 +113,7 @@ def plan_command(
         noise_scale=noise_scale,
         architecture={"context": context, "vocab_size": vocab_size},
     )
-    print_plan(result)
-    if json is not None:
-        write(json, result.to_json())
-    if plot is not None:
-        save(result.plot(), plot)
+    show(result, json, plot)
     if toml is not None:
         write(toml, result.to_toml(corpus))
 
@@ -138,7 +134,19 @@ def next_runs_command(
     n_runs: Annotated[int | None, typer.Option(metavar="COUNT", help="How many at most.  [default: 32]")] = None,
     n_range: Annotated[str | None, typer.Option("--N-range", metavar="LOW:HIGH", help="As 10M:2B.")] = None,
     d_range: Annotated[str | None, typer.Option("--D-range", metavar="LOW:HIGH", help="As 1B:100B.")] = None,
-    tokens_per_parameter: Annotated[str | None, typer.Option(metavar="LOW:HIGH", help="As 5:500.")] = None,
+    tokens_per_parameter: Annotated[
+        str | None, typer.Option(metavar="LOW:HIGH", help="[default: 5:500, or what the table's runs have]")
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option("--range", metavar="NAME=LOW:HIGH", help="Of another variable of the law; may be repeated."),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LOW:HIGH", help="With --target loss: the loss of runs in N=1B:10B and D=20B:200B; repeated."
+        ),
+    ] = None,
     level: LevelOption = 0.9,
     json: JsonOption = None,
     plot: PlotOption = None,
@@ -150,18 +158,38 @@ def next_runs_command(
     check_level(level)
     check_outputs(json, plot)
     check_output("--csv", csv)
-    ranges: Any = {
+    limits: Any = {
         "N_range": range_of("--N-range", n_range),
         "D_range": range_of("--D-range", d_range),
         "tokens_per_parameter": range_of("--tokens-per-parameter", tokens_per_parameter),
+        "ranges": {name: range_of("--range", ends) for name, ends in pairs("--range", ranges, "experts=1:64")} or None,
+        "region": {name: range_of("--region", ends) for name, ends in pairs("--region", region, "N=1B:10B")} or None,
+        "group": given.label,
     }
     found = next_runs(
-        given.fit(), spend, target=target, compute=compute, max_run=max_run, n_runs=n_runs, level=level, **ranges
+        given.fit(), spend, target=target, compute=compute, max_run=max_run, n_runs=n_runs, level=level, **limits
     )
     show(found, json, plot)
     if csv is not None:
         found.to_frame().to_csv(csv, index=False)
         typer.echo(f"Wrote {csv}")
+
+
+@command("rates")
+def rates_command(
+    N: Annotated[str, typer.Argument(metavar="N", help="Parameters, as 7B.")],
+    D: Annotated[str, typer.Argument(metavar="D", help="Training tokens, as 140B.")],
+    json: JsonOption = None,
+) -> None:
+    """Which learning rate and batch: what the published rules say of a run, with their sources and ranges.
+
+    A sweep of one's own says more: pyscaling fit sweep.csv --law step_law_learning_rate, and step_law_batch.
+    """
+    from pyscaling.planning import learning_rate_and_batch
+
+    with one_clear_message():
+        check_output("--json", json)
+        show(learning_rate_and_batch(N, D), json, None)
 
 
 @command("overtake")

@@ -77,17 +77,6 @@ def write_fit(
     write(path, json.dumps(result, indent=1))
 
 
-def print_plan(plan: Any) -> None:
-    table = new_table("", "value", f"{100 * plan.level:g}% interval", "")
-    for row in plan.rows():
-        table.add_row(*(plain(cell) for cell in row))
-    console = new_console()
-    console.print(f"[bold]Plan[/bold] for {plan.compute:.4g} FLOPs by {plain(plan.law)}", highlight=False)
-    console.print(table)
-    for warning in plan.warnings:
-        console.print(f"[yellow]![/yellow] {plain(warning)}", highlight=False)
-
-
 def conclude(folder: Path) -> None:
     """Prints a study's held-out test, laws and plan, and writes its report."""
     from pyscaling.report import analyse, write_report
@@ -100,7 +89,7 @@ def conclude(folder: Path) -> None:
         print_held_out(analysis.held_out, analysis.other_tests, analysis.choice)
     print_laws(analysis)
     if analysis.plan is not None:
-        print_plan(analysis.plan)
+        typer.echo(str(analysis.plan))
     for problem in analysis.problems:
         console.print(f"[yellow]![/yellow] {plain(problem)}", highlight=False)
     for run_id, reason in analysis.failed:

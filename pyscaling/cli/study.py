@@ -32,6 +32,9 @@ def study_command(
             metavar="NAME", help="torch or triton, instead of the spec's; triton needs a GPU or TRITON_INTERPRET=1."
         ),
     ] = None,
+    log: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also log to tensorboard or wandb; needs pyscaling[log].")
+    ] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Only print what the study will cost; train nothing.")] = False,
 ) -> None:
     """Train a grid of models, fit the laws, plan ten times its largest budget and write a report.
@@ -54,7 +57,7 @@ def study_command(
         done = study.finished
         if not done:
             typer.echo(f"Study {study.spec.name} in {study.folder}: {study.spec.description}")
-        study.run(workers=workers, progress=True, backend=backend)  # type: ignore[arg-type]  # checked above
+        study.run(workers=workers, progress=True, backend=backend, log=log)  # type: ignore[arg-type]  # checked above
         if done:
             typer.echo(f"Study {study.spec.name} in {study.folder} is done: nothing to train.")
         conclude(study.folder)

@@ -1,7 +1,6 @@
 """What a plan holds, and how it prints, plots and exports."""
 
 import html
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple

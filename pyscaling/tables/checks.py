@@ -4,7 +4,8 @@ A table in other units fits a law as well as any and plans nonsense. What is fou
 likely unit; a fit and a plan carry it in their first line. A unit that the user states (`units=`, --unit) is not doubted.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ _FORWARD = (0.3, 0.37)  # C / 6ND of a forward pass alone
 _ROW = 30.0  # times the median ratio: a row in a unit of its own
 _LARGEST_LOSS = 12.0  # nats: the logarithm of a vocabulary of 160,000
 _BITS_PER_BYTE = (0.4, 1.35)  # the median run's; in nats per token text is above, and classifiers are often below
+_PER_BYTE = "bits per byte are multiplied by ln 2 and the bytes of a token, as in --unit loss=2.9"
 _SCALES = {
     "N": (1.0, 1e3, 1e6, 1e9),
     "D": (1.0, 1e3, 1e6, 1e9, 1e12),
@@ -46,27 +48,24 @@ _FLOPS = {
 }
 
 
-def doubts(runs: "Runs") -> tuple[str, ...]:
-    """Sentences on columns whose unit cannot be right; empty where nothing is odd."""
+def doubts(runs: "Runs", about: Collection[str] | None = None) -> tuple[str, ...]:
+    """Sentences on columns whose unit cannot be right; empty where nothing is odd. about: the columns that matter, or None."""
     given = {name: runs[name] for name in ("N", "D", "C") if name in runs and name not in runs.derived}
-    found = _sizes(given, runs) if len(runs) else []
-    if "loss" in runs and len(runs) and "loss" not in runs.declared:
+    found = _sizes(given, runs, given.keys() if about is None else about) if len(runs) and given else []
+    if "loss" in runs and len(runs) and "loss" not in runs.declared and (about is None or "loss" in about):
         found += _losses(runs)
     return tuple(found)
 
 
-def _sizes(given: Mapping[str, np.ndarray], runs: "Runs") -> list[str]:
+def _sizes(given: Mapping[str, np.ndarray], runs: "Runs", about: Collection[str]) -> list[str]:
     middle = {name: float(np.median(np.log10(column))) for name, column in given.items()}
     open_to_doubt = [name for name in given if name not in runs.declared]
-    odd = _odd(middle, given)
+    odd = [
+        (text, names) for text, names in _odd(middle, given) if any(n in about and n in open_to_doubt for n in names)
+    ]
     if not odd:
-        return _rows(given, runs)
-    if not open_to_doubt:
-        return []
-    if all(name in runs.declared for name in odd[0][1]):
-        return []
-    said = "; ".join(text for text, _ in odd)
-    return [f"units: {said}{_remedy(middle, given, open_to_doubt)}"]
+        return _rows(given, runs) if any(name in open_to_doubt and name in about for name in given) else []
+    return [f"units: {'; '.join(text for text, _ in odd)}{_remedy(middle, given, open_to_doubt)}"]
 
 
 def _odd(middle: Mapping[str, float], given: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[str, ...]]]:
@@ -168,7 +167,7 @@ def _rows(given: Mapping[str, np.ndarray], runs: "Runs") -> list[str]:
         what = "N or D has another size than in the rest"
     else:
         return []
-    if not off.any() or all(name in runs.declared for name in given):
+    if not off.any():
         return []
     rows = ", ".join(str(row + 1) for row in runs.rows[off][:5])
     more = f" and {off.sum() - 5} more" if off.sum() > 5 else ""
@@ -177,6 +176,9 @@ def _rows(given: Mapping[str, np.ndarray], runs: "Runs") -> list[str]:
 
 def _losses(runs: "Runs") -> list[str]:
     middle = float(np.median(runs["loss"]))
+    header = runs.renamed.get("loss", "")
+    if re.search(r"bp[bc](?![a-z])|bits.{0,3}per.{0,3}(byte|char)", header.lower()):
+        return [f"units: {header!r} is in bits, and not per token; {_PER_BYTE}"]
     if middle > _LARGEST_LOSS:
         return [
             f"units: a loss of {middle:.3g} nats per token is worse than guessing; a perplexity is read by "
@@ -185,7 +187,7 @@ def _losses(runs: "Runs") -> list[str]:
     text = all(name in runs and np.median(runs[name]) >= _USUAL[name][0] for name in ("N", "D"))
     if text and _BITS_PER_BYTE[0] < middle < _BITS_PER_BYTE[1]:
         return [
-            f"units: a loss of {middle:.3g} nats per token is below what models of text reach; bits per byte are multiplied by "
-            "ln 2 and the bytes of a token, as in --unit loss=2.9 (where it is right, say so: --unit loss=nats)"
+            f"units: a loss of {middle:.3g} nats per token is below what models of text reach; {_PER_BYTE} (where it is right, "
+            "say so: --unit loss=nats)"
         ]
     return []

@@ -73,6 +73,20 @@ _PREFIXES = {
     "yotta": "y",
 }
 _NO_UNIT = {"tokens", "token", "params", "parameters", "flop", "flops", "nats", "nat", "nats token", "nats per token"}
+EMPTY = (
+    "",
+    "nan",
+    "na",
+    "n/a",
+    "<na>",
+    "nat",
+    "null",
+    "none",
+    "-",
+    "--",
+    "—",
+    "?",
+)  # a missing value as text, in lower case
 BITS = float(np.log(2))  # nats
 _LOSSES = {"nats": 1.0, "nat": 1.0, "bits": BITS, "bit": BITS}
 
@@ -121,7 +135,10 @@ def unit_of(column: str, given: object) -> Unit:
             raise ValueError(f"unit of {column} must be finite and positive, got {given!r}.")
         unit = Unit(scale)
     if unit is None:
-        known = {"loss": "nats, bits or perplexity", "C": "GFLOPs, EFLOPs or PF-days"}.get(column, "k, M, B or T")
+        known = {
+            "loss": "nats, bits or perplexity (bits per byte: ln 2 times the bytes of a token)",
+            "C": "GFLOPs, EFLOPs or PF-days",
+        }.get(column, "k, M, B or T")
         raise ValueError(f"unit of {column}={given!r} is unknown; give a number to multiply by, or {known}.")
     return unit
 
@@ -156,20 +173,47 @@ def match(table: Mapping[str, Any], taken: Iterable[str] = ()) -> tuple[dict[str
     for header in table:
         found = meaning(header)
         if found is not None and found.column not in taken:
-            candidates.setdefault(found.column, []).append((found.rank, header))
+            rank = found.rank + _of_words(found.column, table[header])
+            candidates.setdefault(found.column, []).append((rank, header))
     chosen: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
     for column, ranked in candidates.items():
         if column in table and len(ranked) > 1:
             likelier = [pair for pair in ranked if pair[1] != column and _could_be(column, pair[1], table)]
             ranked = likelier if likelier and not _could_be(column, column, table) else ranked
-        best = min(rank for rank, _ in ranked)
+        ranked = [pair for pair in ranked if pair[0] < 20 or pair[1] == column or len(ranked) == 1]
+        best = min((rank for rank, _ in ranked), default=0)
         headers = [header for rank, header in ranked if rank == best]
         if len(headers) == 1:
             chosen[headers[0]] = column
-        else:
+        elif headers:
             unclear[column] = headers
     return chosen, unclear
+
+
+def _of_words(column: str, values: Any) -> int:
+    """How far a column of texts stands behind one of numbers: sizes such as 135M are names before they are counts."""
+    if column not in ("N", "D", "C", "S", "loss"):
+        return 0
+    array = np.asarray(values, dtype=object)
+    cells = [cell.strip() for cell in array[:100].tolist() if isinstance(cell, str)] if array.ndim == 1 else []
+    cells = [cell for cell in cells if cell.lower() not in EMPTY]
+    if not cells or all(_is_number(cell) for cell in cells):
+        return 0
+    try:
+        for cell in cells:
+            cell_value(column, cell)
+    except ValueError:
+        return 20  # tiny, small: no count at all
+    return 2
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _could_be(column: str, header: str, table: Mapping[str, Any]) -> bool:
@@ -189,7 +233,7 @@ def likely(table: Iterable[str], column: str) -> list[str]:
         header
         for header in table
         if header == column.lower()
-        or (_without_unit(header)[0] not in _LETTERS and nouns & {w for w in _words(header) if len(w) > 1})
+        or (_without_unit(header)[0] not in _LETTERS and nouns & set(_words(header)) and "per" not in _words(header))
     ]
 
 

@@ -9,21 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-KNOWN = ".csv, .tsv, .txt, .json, .jsonl, .parquet or .xlsx"
+from pyscaling.tables.headers import meaning
+
+KNOWN = ".csv, .tsv, .txt, .md, .json, .jsonl, .parquet or .xlsx"
 _SEPARATORS = ",;\t|"
-EMPTY = (
-    "",
-    "nan",
-    "na",
-    "n/a",
-    "<na>",
-    "nat",
-    "null",
-    "none",
-    "-",
-    "--",
-    "?",
-)  # a missing value as text, in lower case
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -42,7 +31,7 @@ def read_table(path: Path) -> dict[str, Any]:
     ending = (endings[-1 - len(packed) :] or [""])[0]
     if ending in (".parquet", ".xlsx", ".xls", ".ods"):
         return _read_binary(path, ending)
-    if ending not in (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson"):
+    if ending not in (".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".ndjson"):
         raise ValueError(
             f"table {path.name!r} has the unknown ending {ending!r}; known are {KNOWN}, compressed or not."
         )
@@ -52,7 +41,8 @@ def read_table(path: Path) -> dict[str, Any]:
     if ending in (".jsonl", ".ndjson"):
         lines = enumerate(text.splitlines(), 1)
         return _from_json([_parsed(line, f"line {i} of {path.name}") for i, line in lines if line.strip()])
-    return _long(_separated(text, path.name, "\t" if ending == ".tsv" else ""))
+    piped = _unpiped(text)
+    return _long(_separated(piped or text, path.name, "\t" if ending == ".tsv" or piped else ""))
 
 
 def as_mapping(data: Any) -> dict[str, Any]:
@@ -102,6 +92,21 @@ def _decoded(raw: bytes, name: str) -> str:
         raise ValueError(
             f"table {name!r} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
         ) from None
+
+
+def _unpiped(text: str) -> str:
+    """The first table of a text in Markdown, its cells separated by tabs and without marks of emphasis; "" without any."""
+    rows: list[str] = []
+    for line in text.splitlines():
+        if not re.match(r"\s*\|.*\|\s*$", line):
+            if len(rows) > 1:
+                break
+            rows = []
+            continue
+        cells = [re.sub(r"[*`~\\]", "", cell).strip() for cell in line.strip()[1:-1].split("|")]
+        if not all(re.fullmatch(r":?-{2,}:?", cell) for cell in cells):
+            rows.append("\t".join(cells))
+    return "\n".join(rows) if len(rows) > 1 else ""
 
 
 def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
@@ -207,10 +212,21 @@ def _parsed(text: str, place: str) -> Any:
 
 
 def _from_json(data: Any) -> dict[str, Any]:
-    """Records may be nested: {"config": {"N": 1}} is the column config.N."""
-    if isinstance(data, list) and all(isinstance(row, Mapping) for row in data):
-        return as_mapping([_flat(row) for row in data])
-    return as_mapping(data)
+    """Columns, or records: a list of them, the one list of them in a mapping, or a mapping of names to them.
+
+    Records may be nested: {"config": {"N": 1}} is the column config.N.
+    """
+    if isinstance(data, Mapping):
+        lists = [part for part in data.values() if _are_records(part)]
+        if len(lists) == 1:
+            data = lists[0]
+        elif data and _are_records(list(data.values())) and not any(meaning(str(name)) for name in data):
+            data = [{"run": name, **row} for name, row in data.items()]
+    return as_mapping([_flat(row) for row in data] if _are_records(data) else data)
+
+
+def _are_records(data: Any) -> bool:
+    return isinstance(data, list) and bool(data) and all(isinstance(row, Mapping) for row in data)
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

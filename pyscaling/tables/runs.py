@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pyscaling.tables.checks import doubts
-from pyscaling.tables.headers import Unit, cell_value, likely, match, meaning, unit_of
-from pyscaling.tables.reading import EMPTY, as_mapping, read_table
+from pyscaling.tables.headers import EMPTY, Unit, cell_value, likely, match, meaning, unit_of
+from pyscaling.tables.reading import as_mapping, read_table
 
 _NUMBERS = ("N", "D", "C", "loss")  # must be there, finite and positive, in every row
 _IN_MEMORY = "the table"
@@ -63,11 +63,24 @@ class Runs:
         chosen: dict[str, Unit] = {}
         if renamed is None:
             found, chosen, self._unclear = _match(table, dict(columns or {}), source)
+            scaled = chosen.keys() | (units or {}).keys()
+            raw = {name: values for name, values in table.items() if name != found.get(name, name) in scaled}
             table = {found.get(name, name): values for name, values in table.items()}
+            table |= {
+                name: values for name, values in raw.items() if name not in table
+            }  # as it stands, under its own name
             renamed = {new: theirs for theirs, new in found.items() if new != theirs}
         self.renamed: dict[str, str] = dict(renamed)
         self._ours = {theirs: ours for ours, theirs in self.renamed.items()}
-        self._columns = {name: _as_array(values, f"{name} of {source}") for name, values in table.items()}
+        self._columns = {}
+        for name, values in table.items():
+            array = _as_array(
+                values, f"{name} of {source}", needed=name in (*_NUMBERS, *(units or ()), *(columns or ()))
+            )
+            if array is not None:
+                self._columns[name] = array
+            else:
+                self.notes += (f"{name!r} left out, for it is not one value a run",)
         lengths = {name: len(column) for name, column in self._columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of {source} differ in length: {lengths}.")
@@ -221,6 +234,10 @@ class Runs:
     def doubts(self) -> tuple[str, ...]:
         """Sentences on units that cannot be right, see tables.checks; empty where nothing is odd."""
         return doubts(self)
+
+    def doubts_about(self, columns: Collection[str]) -> tuple[str, ...]:
+        """Those doubts that concern any of these columns."""
+        return doubts(self, columns)
 
     @property
     def taken(self) -> str:
@@ -433,14 +450,22 @@ def _match(
     return {**{name: f"{name}_" for name in rest if name in taken and name not in found}, **found}, units, unclear
 
 
-def _as_array(values: Any, place: str) -> np.ndarray:
+def _as_array(values: Any, place: str, needed: bool) -> np.ndarray | None:
+    """A column; None for what is none and not needed."""
     if isinstance(values, Mapping):
+        if not needed:
+            return None
         raise ValueError(
             f"column {place} is a mapping, as DataFrame.to_json and to_dict write by default; "
             'give them orient="records".'
         )
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of unequal length
+        array = np.empty((0, 0))
     if array.ndim != 1:
+        if not needed:
+            return None
         raise ValueError(f"column {place} must be one-dimensional, got shape {array.shape}; give one value per run.")
     if array.dtype.kind in "US":
         try:

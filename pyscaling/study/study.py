@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from pyscaling import __version__, laws
 from pyscaling.accounting import Shape, shape_near
 from pyscaling.study.spec import AddedSpec, Backend, Precision, StudySpec, preset_text
@@ -165,7 +167,7 @@ class Study:
         by its runs, and next_runs also by the runs that it was planned from.
 
         A table with a column loss holds runs that were trained already, on the same text and tokens: they are recorded as they
-        are, finished, with whatever columns of theirs a study knows (d_model, learning_rate, seed, ...), and nothing is trained.
+        are, finished, once, with whatever columns of theirs a study knows (d_model, seed, ...), and nothing is trained.
 
         workers, progress, backend, log: as in `run`; a script calls either under `if __name__ == "__main__":`, for workers import
         it. Raises ValueError for runs without N or D, and StudyError if the folder holds no study, or another's.
@@ -175,6 +177,11 @@ class Study:
         given = _with_losses(runs)
         if given is not None:
             with self._store() as store:
+                if "run_id" in given:  # of a study, perhaps of this one
+                    own = read_table(self.folder, "runs")
+                    there = set(zip(own["run_id"], own["loss"], strict=True))
+                    pairs = zip(given["run_id"].tolist(), given.loss.tolist(), strict=True)
+                    given = given.select(np.array([pair not in there for pair in pairs], dtype=bool))
                 store.add_finished(_given_rows(given, store.facts(), self.spec))
             return self.runs
         wanted, batch = _wanted(runs)

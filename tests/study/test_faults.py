@@ -114,7 +114,7 @@ def test_kill_at_random_moments(spec_file: Path, tmp_path: Path, uninterrupted) 
         process = start(spec_file, folder)
         deadline = time.time() + 60
         while (len(finished_runs(folder)) < count or not (folder / "study.toml").exists()) and time.time() < deadline:
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(generator.uniform(0, 0.05))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL  # it had not ended by itself
@@ -136,7 +136,7 @@ def test_workers_die_with_their_parent(spec_file: Path, tmp_path: Path) -> None:
     while (len(children) < 3 or not finished_runs(tmp_path / "study")) and time.time() < deadline:
         assert process.poll() is None
         children = listing.read_text().split()
-        time.sleep(0.005)
+        time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len(children) >= 3

@@ -295,6 +295,7 @@ def test_a_table_with_losses_is_recorded(spec_file: Path, tmp_path: Path, quick:
     for table in (given, [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]):
         runs = study.extend(table, progress=False)
         assert len(runs) == 4 and study.finished
+    study.extend(study.runs, progress=False)  # its own are there
     rows = read_table(study.folder, "runs", "WHERE fleet_id LIKE 'given-%' ORDER BY N, run_id")
     assert (rows["N"], rows["D"], rows["loss"]) == ([1000, 2000, 2000], [5000, 7000, 7000], [2.5, 2.25, 2.25])
     assert rows["C"] == [6 * 1000 * 5000, 6 * 2000 * 7000, 6 * 2000 * 7000]

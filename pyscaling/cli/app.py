@@ -46,14 +46,20 @@ _PROGRAM: ContextVar[Any] = ContextVar("program")
 def one_clear_message(resumes: bool = False) -> Iterator[None]:
     """Turns errors that a user can mend into one message on stderr, in the command line's words, and exit code 2.
 
-    Warnings of fits and of isoflop are dropped: the result, which says the same, is always printed. resumes: whether the
-    command goes on where it stopped when it is given again.
+    Warnings of results are dropped: what is printed says the same; others are one line. resumes: whether the command goes
+    on where it stopped when it is given again.
     """
     import warnings
 
+    def line(message: Warning | str, *_: Any, **__: Any) -> None:
+        typer.echo(f"! {message}", err=True)
+
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"fit of |isoflop |R\^2 of ", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message=r"fit of |isoflop|R\^2 of |compute_gain|envelope", category=UserWarning
+            )
+            warnings.showwarning = line
             yield
     except (ValueError, OSError) as error:
         _fail(str(error))

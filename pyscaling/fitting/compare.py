@@ -158,8 +158,8 @@ def compare(
 ) -> Comparison:
     """Ranks laws by the error with which they extrapolate.
 
-    laws: as `law` of `fit`; by default every built-in law of N and D. holdout, the runs to be predicted from the
-    others: "cuts", the 20 %, the 35 % and the 50 % with the most compute, one after the other, errors pooled; runs of equal C
+    laws: as `law` of `fit`; by default every built-in law of N and D, or of the one of them that the table has, or of C.
+    holdout, the runs to be predicted from the others: "cuts", the 20 %, the 35 % and the 50 % with the most compute, one after the other, errors pooled; runs of equal C
     stay together, a law's parameters and two more are left to fit where the table has them, and of `group`s each is cut at its
     own shares. A table without C is cut in what all laws have in common, N first. "largest", the runs of the largest N;
     "compute", those of C in the upper fifth of the table's log range; with `threshold`, those of N (or C) above it; a fraction,
@@ -175,7 +175,8 @@ def compare(
     if isinstance(laws, str | Law):
         laws = [laws]
     if laws is None:
-        laws = [law for law in law_table.LAWS.values() if set(law.variables) == {"N", "D"} and law.response == "loss"]
+        held = {name for name in ("N", "D") if name in table} or {"C"}
+        laws = [law for law in law_table.LAWS.values() if set(law.variables) == held and law.response == "loss"]
     chosen = [law_over(law, table) for law in laws]
     if not chosen:
         raise ValueError("laws is empty; name at least one, e.g. laws=['chinchilla', 'kaplan_ND'].")
@@ -187,7 +188,7 @@ def compare(
     if options.get("group") is not None:
         columns["group of the fit"] = table.labels(options["group"], "group").astype(str)
     # As columns they follow their runs into the two parts.
-    table = Runs({**table.to_dict(), **columns}, source=table.source, renamed=table.renamed)
+    table = table.with_columns(columns)
     options |= {column.split()[0]: column for column in columns}
     variable = _variable(table, chosen)
     if isinstance(holdout, str) and holdout == "cuts" and threshold is None:

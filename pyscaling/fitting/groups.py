@@ -113,7 +113,7 @@ def group_runs(runs: Runs, column: Any, law: Law, shared: Collection[str] | None
         raise ValueError(f"group has the single value {names[0]!r}; a fit of groups needs at least two.")
     grouped = GroupedLaw(law, names, shared or ())
     flags = {flag: (labels == label).astype(np.float64) for label, flag in grouped.indicators.items()}
-    return Runs({**runs.to_dict(), **flags}, source=runs.source, renamed=runs.renamed), grouped
+    return runs.with_columns(flags), grouped
 
 
 class GroupFit:

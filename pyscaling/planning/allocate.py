@@ -408,7 +408,14 @@ def _unreachable(given: _Given, frontier: Frontier, target: float) -> str:
 
 
 def _floor(given: _Given, frontier: Frontier) -> Quantity:
-    return given.quantity(float(frontier.least_loss(given.point)[0]), frontier.least_loss(given.samples))
+    """The least loss of any compute; an interval wider than all of its samples says no more than they do."""
+    drawn = frontier.least_loss(given.samples)
+    floor = given.quantity(float(frontier.least_loss(given.point)[0]), drawn)
+    finite = drawn[np.isfinite(drawn)]
+    if not finite.size:
+        return floor
+    low, high = max(floor.low, float(finite.min())), min(floor.high, float(finite.max()))
+    return Quantity(floor.value, min(low, floor.value), max(high, floor.value))
 
 
 def _check_budget(C: float, highest: float, context: int, served: float, for_goal: bool) -> None:

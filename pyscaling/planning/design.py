@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pyscaling._core import jacobian
 from pyscaling.accounting import parse_compute, training_flops
-from pyscaling.fitting.bootstrap import check_level, student_t
+from pyscaling.fitting.bootstrap import central_error, check_level, student_t
 from pyscaling.fitting.covariance import score_moments
 from pyscaling.fitting.groups import one_of
 from pyscaling.fitting.result import Result, text_table
@@ -47,6 +47,7 @@ _LEVELS = 9  # of a variable that is none of N, D, C, S
 _REGION = 5  # places along each variable of a region
 _UNKNOWN = 10.0  # standard deviation of what the runs say nothing of, in theta: wide enough to say nothing itself
 _MOST_RUNS = 32
+_BOOTSTRAP_SAYS = 1.25  # times the model's error: more than 1,000 resamples err by
 _OVER_REGION = "loss over the region"
 _SHORT = {_OVER_REGION: "loss"}
 _HONEST = (  # bench/test_misspecified.py
@@ -356,9 +357,10 @@ def next_runs(
     order = at_estimate.ordered(chosen)
     value = _at(fit.params, function)
     points = joint.problem.n_runs - joint.problem.n_free
+    widened = _widened(fit, function, value, float(np.exp(at_estimate.criterion([]) / 2)), seed)
 
     def interval(indices: list[int]) -> Quantity:
-        error = float(np.exp(at_estimate.criterion(indices) / 2))
+        error = widened * float(np.exp(at_estimate.criterion(indices) / 2))
         reach = student_t(0.5 + level / 2, max(1, points + len(indices))) * error
         if region is not None:  # the root mean square error of ln L
             return Quantity(float(np.exp(value)), float(np.exp(value - reach)), float(np.exp(value + reach)))
@@ -390,6 +392,23 @@ def next_runs(
         _candidates=np.stack([places[key] for key in names], axis=1),
         _data=np.stack([np.asarray(fit.runs[key]) for key in names], axis=1),
     )
+
+
+def _widened(fit: Any, function: Any, value: float, error: float, seed: int) -> float:
+    """By how much the bootstrap's standard error of the target exceeds the model's, where that is more than its own noise.
+
+    A robust fit to a few runs passes through some of them; the curvature there knows nothing of the rest.
+    """
+    boot = fit.bootstrap(1000, seed=seed, resample=None)
+    with np.errstate(all="ignore"):
+        drawn = np.asarray(function(dict(zip(boot.names, boot.samples.T, strict=True))))
+        if drawn.ndim == 1 and value > 0 and np.all(drawn[np.isfinite(drawn)] > 0):
+            drawn = value * np.log(drawn)
+        drawn = drawn[np.isfinite(drawn.reshape(len(drawn), -1)).all(axis=1)]
+    if len(drawn) < 100:
+        return 1.0
+    ratio = float(np.sqrt(np.mean(central_error(drawn) ** 2))) / error
+    return ratio if ratio > _BOOTSTRAP_SAYS else 1.0
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,14 @@ def noted_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def verdict_of(fit: Any, warnings: Sequence[str] = ()) -> str:
-    """Whether to believe what is planned by a fit, in a few words: its concerns, or that there are warnings."""
+    """Whether to believe what is planned by a fit, in a few words: its concerns or cautions, or that there are warnings."""
     evidence = getattr(fit, "evidence", None)
     if evidence is None:
         return "by constants that are taken as given"
     if not evidence.trustworthy:
         return f"NOT TO BE TRUSTED, {'; '.join(evidence.concerns)}"
+    if cautions := getattr(evidence, "cautions", ()):
+        return f"to be trusted with care, {cautions[0]}"
     if warnings:
         return "to be trusted with care, see the warnings"
     return "to be trusted as far as its intervals go"

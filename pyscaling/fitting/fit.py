@@ -161,7 +161,7 @@ def fit(
         evidence = gather(problem, theta, solved, best, table, rows)
         if (evidence.unidentified or evidence.at_bound) and objective != "gaussian" and len(problem.y) <= LONG:
             points, others = solve_from_parts(problem, theta)
-            better = np.where(np.isfinite(others["value"]) & (others["status"] != 3), others["value"], np.inf)
+            better = np.where(np.isfinite(others["value"]) & (others["status"] == 0), others["value"], np.inf)
             if better.min() < value[best] * (1 - 1e-9):
                 theta, value = np.concatenate([theta, points]), np.concatenate([value, better])
                 solved = {key: np.concatenate([column, others[key]]) for key, column in solved.items()}

@@ -132,7 +132,7 @@ def test_runs_that_a_term_leans_on(seed: int, rows: int, factor: float) -> None:
     fit = ps.fit({"N": sizes, "D": tokens, "loss": loss})
     size = np.abs(np.log(clean.evaluate(N=sizes, D=tokens) / loss))
     assert fit.objective_value <= np.sum(np.where(size < 1e-3, size**2 / 2, 1e-3 * (size - 0.5e-3)))
-    assert fit.params["alpha"] == pytest.approx(0.35, abs=0.03)
+    assert fit.params["alpha"] == pytest.approx(0.35, abs=0.05)
 
 
 def test_outliers_are_rare_among_gaussian_runs() -> None:

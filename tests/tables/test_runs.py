@@ -31,7 +31,7 @@ def test_what_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"runs='runs.csv' is a path, not a table; read it first: ps.read_runs\('runs.csv'\)"
     ):
-        ps.fit("runs.csv")
+        ps.Runs("runs.csv")
     with pytest.raises(ValueError, match=r"column 'D' is missing from the table; .*frame.rename\(columns="):
         ps.fit({"N": [1e7], "loss": [3.0]})
     pd.DataFrame(TABLE).to_csv(tmp_path / "runs.csv", index=False)

@@ -97,8 +97,12 @@ def gather(
     best: int,
     runs: Runs,
     rows: np.ndarray | None = None,
+    doubts: Sequence[str] = (),
 ) -> Evidence:
-    """Evidence for the best of the solved starts. rows: where the problem's runs stand in the table, if not all count."""
+    """Evidence for the best of the solved starts.
+
+    rows: where the problem's runs stand in the table, if not all count. doubts: what the table is doubted for already.
+    """
     theta, value = solved["theta"][best], solved["value"]
     lowest = float(value[best])
     # Residuals of a billionth and less are rounding: a fit that exact is at its minimum, whatever its gradient says.
@@ -126,8 +130,8 @@ def gather(
     stand = np.arange(len(residuals)) if rows is None else rows
     aside = [_without(problem, theta, starts, outliers, stand, runs.source)] if outliers else []
     copies = _copies(problem, runs, stand)
-    table = [*getattr(runs, "doubts", ()), *copies]
-    misfit, doubts = _misfit(problem, residuals, bool(copies))
+    table = [*doubts, *copies]
+    misfit, amiss = _misfit(problem, residuals, bool(copies))
     if problem.objective == "gaussian" and (unidentified or vanished.any()):  # they spoil least squares, others not
         table, aside = table + aside, []
     at_bound = (free & ((theta <= problem.lower) | (theta >= problem.upper))) | vanished
@@ -142,7 +146,7 @@ def gather(
         condition_number=condition,
         unidentified=unidentified,
         misfit=tuple(misfit) if lowest > exact else (),
-        cautions=(*aside, *doubts, *_cautions(problem, theta)) if lowest > exact else (),
+        cautions=(*aside, *amiss, *_cautions(problem, theta)) if lowest > exact else (),
         doubts=tuple(table),
         outliers={int(stand[row]): size for row, size in outliers.items()},
     )

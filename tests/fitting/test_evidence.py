@@ -84,6 +84,9 @@ def test_the_verdict_carries_the_worst() -> None:
     fit = ps.fit(table, bounds={"alpha": (None, 0.2)})
     assert fit.evidence.concerns[:2] == ["N looks like millions", "alpha ended at a bound or vanished"]
     assert fit.verdict == "NOT TO BE TRUSTED: N looks like millions"
+    weights = np.where(np.arange(64) == 3, 0.0, 1.0)
+    for way in ({"weights": weights}, {"group": np.arange(64) % 2, "shared": ["A", "alpha", "B", "beta"]}):
+        assert ps.fit(table, **way).evidence.concerns[0] == "N looks like millions"
     cell = np.repeat(np.arange(64), 3)
     shifted = LOSS[cell] * noise(0.006, 64)[cell] * noise(0.0015, 192)
     fit = ps.fit({"N": N[cell], "D": D[cell], "loss": shifted}, objective="gaussian")

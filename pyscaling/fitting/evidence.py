@@ -205,11 +205,19 @@ def _outliers(problem: Problem, theta: np.ndarray, residuals: np.ndarray) -> dic
     if problem.penalty != 1 or problem.n_runs < 3 * problem.n_free or problem.n_runs - problem.n_free < 3:
         return {}
 
+    freedom = math.sqrt(problem.n_runs / (problem.n_runs - problem.n_free))
+
+    def over_noise(weighted: np.ndarray, least: float) -> np.ndarray:
+        return weighted / max(_GAUSSIAN_MEDIAN * float(np.median(np.abs(weighted))) * freedom, least)
+
     def sizes(residuals: np.ndarray) -> np.ndarray:
-        weighted = residuals * np.sqrt(problem.weights)
-        freedom = math.sqrt(problem.n_runs / (problem.n_runs - problem.n_free))
-        noise = _GAUSSIAN_MEDIAN * float(np.median(np.abs(weighted))) * freedom
-        return weighted / max(noise, _ROUNDING * problem.spread * math.sqrt(float(np.median(problem.weights))))
+        root = np.sqrt(problem.weights)
+        plain = over_noise(residuals * root, _ROUNDING * problem.spread * float(np.median(root)))
+        if problem.residual == "log":
+            return plain
+        # Noise may grow with the response, of which the largest are then not outliers.
+        share = over_noise(residuals / np.maximum(np.abs(problem.y - residuals), 1e-300), _ROUNDING)
+        return np.where(np.abs(share) < np.abs(plain), share, plain)
 
     found = sizes(residuals)
     if problem.objective == "gaussian" and np.abs(found).max() > 4:

@@ -138,6 +138,15 @@ def test_runs_that_a_term_leans_on(seed: int, rows: int, factor: float) -> None:
     assert fit.params["alpha"] == pytest.approx(0.35, abs=0.05)
 
 
+def test_noise_that_grows_with_the_response_makes_no_outliers() -> None:
+    x = np.linspace(0, 10, 60)
+    table = {"x": x, "loss": 1e4 * np.exp(-x) * noise(0.01, 60)}
+    fit = ps.fit(table, "a*exp(-b*x)", objective="gaussian", residual="raw")
+    assert fit.outliers == {}
+    table["loss"][7] *= 1.5
+    assert list(ps.fit(table, "a*exp(-b*x)", residual="raw").outliers) == [7]
+
+
 def test_outliers_are_rare_among_gaussian_runs() -> None:
     for seed in range(20):
         assert ps.fit({"N": N, "D": D, "loss": LOSS * noise(0.005, 64, seed)}, starts=4).outliers == {}

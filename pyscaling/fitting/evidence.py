@@ -196,8 +196,8 @@ def _copies(problem: Problem, runs: Runs, stand: np.ndarray) -> list[str]:
     np.minimum.at(first, group, np.arange(len(group)))
     again = np.flatnonzero(first[group] < np.arange(len(group)))
     pairs = ", ".join(f"{stand[row] + 1} of {stand[first[group[row]]] + 1}" for row in again[:_NAMED])
-    few = f" ({pairs}{', ...' if len(again) > _NAMED else ''})"
-    return [f"{len(again)} runs are copies of others, row {few.strip(' ()')}, which makes intervals too narrow"]
+    said = f"{len(again)} runs are copies of others" if len(again) > 1 else "a run is a copy of another"
+    return [f"{said}, row {pairs}{', ...' if len(again) > _NAMED else ''}, which makes intervals too narrow"]
 
 
 def _outliers(problem: Problem, theta: np.ndarray, residuals: np.ndarray) -> dict[int, float]:

@@ -71,7 +71,7 @@ def test_rows_that_another_column_tells_apart_are_no_copies() -> None:
     assert ps.fit(seeds, law=law).evidence.doubts == ()
     twice = {name: np.append(column, column[4]) for name, column in seeds.items()}
     assert ps.fit(twice, law=law).evidence.doubts == (
-        "1 runs are copies of others, row 31 of 5, which makes intervals too narrow",
+        "a run is a copy of another, row 31 of 5, which makes intervals too narrow",
     )
     exact = {"N": sizes, "loss": np.repeat(loss[::3], 3), "seed": seeds["seed"]}
     assert "20 runs repeat others to the last digit" in ps.fit(exact, law=law).evidence.misfit[0]

@@ -267,8 +267,9 @@ def _places(tree: ast.expr, variables: tuple[str, ...]) -> dict[str, tuple[str, 
         unit = float(f"{math.exp(min(max(log_unit / power, -690.0), 690.0)):.12g}")
         return ":".join(["argument", *arguments]) if arguments else where, unit
 
-    def visit(tree: ast.expr, where: str) -> None:
-        products = [_Monomial(summand) for summand in _summands(tree)]
+    def visit(where: str, *trees: ast.expr) -> None:
+        """Of a sum, or of what a minimum or a maximum compares."""
+        products = [_Monomial(summand) for tree in trees for summand in _summands(tree)]
         beside = next((p for p in products if data_in(p) and not set(p.powers) - set(variables)), None)
         for product in products:
             for name in (name for name, power in product.powers.items() if power and name not in variables):
@@ -278,15 +279,14 @@ def _places(tree: ast.expr, variables: tuple[str, ...]) -> dict[str, tuple[str, 
                     found[name] = at
             for other, _ in product.others:
                 if isinstance(other, ast.Call):
-                    for argument in other.args:
-                        visit(argument, "amount")
+                    visit("amount", *other.args)
                 elif isinstance(other, ast.BinOp) and isinstance(other.op, ast.Pow):
-                    visit(other.left, "amount")
-                    visit(other.right, "exponent")
+                    visit("amount", other.left)
+                    visit("exponent", other.right)
                 else:
-                    visit(other, "amount" if where == "top" else where)
+                    visit("amount" if where == "top" else where, other)
 
-    visit(tree, "top")
+    visit("top", tree)
     return found
 
 

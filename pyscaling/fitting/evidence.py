@@ -97,8 +97,12 @@ def gather(
     best: int,
     runs: Runs,
     rows: np.ndarray | None = None,
+    doubts: Sequence[str] = (),
 ) -> Evidence:
-    """Evidence for the best of the solved starts. rows: where the problem's runs stand in the table, if not all count."""
+    """Evidence for the best of the solved starts.
+
+    rows: where the problem's runs stand in the table, if not all count. doubts: what the table is doubted for already.
+    """
     theta, value = solved["theta"][best], solved["value"]
     lowest = float(value[best])
     # Residuals of a billionth and less are rounding: a fit that exact is at its minimum, whatever its gradient says.
@@ -126,8 +130,8 @@ def gather(
     stand = np.arange(len(residuals)) if rows is None else rows
     aside = [_without(problem, theta, starts, outliers, stand, runs.source)] if outliers else []
     copies = _copies(problem, runs, stand)
-    table = [*getattr(runs, "doubts", ()), *copies]
-    misfit, doubts = _misfit(problem, residuals, bool(copies))
+    table = [*doubts, *copies]
+    misfit, amiss = _misfit(problem, residuals, bool(copies))
     if problem.objective == "gaussian" and (unidentified or vanished.any()):  # they spoil least squares, others not
         table, aside = table + aside, []
     at_bound = (free & ((theta <= problem.lower) | (theta >= problem.upper))) | vanished
@@ -142,7 +146,7 @@ def gather(
         condition_number=condition,
         unidentified=unidentified,
         misfit=tuple(misfit) if lowest > exact else (),
-        cautions=(*aside, *doubts, *_cautions(problem, theta)) if lowest > exact else (),
+        cautions=(*aside, *amiss, *_cautions(problem, theta)) if lowest > exact else (),
         doubts=tuple(table),
         outliers={int(stand[row]): size for row, size in outliers.items()},
     )
@@ -192,8 +196,8 @@ def _copies(problem: Problem, runs: Runs, stand: np.ndarray) -> list[str]:
     np.minimum.at(first, group, np.arange(len(group)))
     again = np.flatnonzero(first[group] < np.arange(len(group)))
     pairs = ", ".join(f"{stand[row] + 1} of {stand[first[group[row]]] + 1}" for row in again[:_NAMED])
-    few = f" ({pairs}{', ...' if len(again) > _NAMED else ''})"
-    return [f"{len(again)} runs are copies of others, row {few.strip(' ()')}, which makes intervals too narrow"]
+    said = f"{len(again)} runs are copies of others" if len(again) > 1 else "a run is a copy of another"
+    return [f"{said}, row {pairs}{', ...' if len(again) > _NAMED else ''}, which makes intervals too narrow"]
 
 
 def _outliers(problem: Problem, theta: np.ndarray, residuals: np.ndarray) -> dict[int, float]:
@@ -201,11 +205,19 @@ def _outliers(problem: Problem, theta: np.ndarray, residuals: np.ndarray) -> dic
     if problem.penalty != 1 or problem.n_runs < 3 * problem.n_free or problem.n_runs - problem.n_free < 3:
         return {}
 
+    freedom = math.sqrt(problem.n_runs / (problem.n_runs - problem.n_free))
+
+    def over_noise(weighted: np.ndarray, least: float) -> np.ndarray:
+        return weighted / max(_GAUSSIAN_MEDIAN * float(np.median(np.abs(weighted))) * freedom, least)
+
     def sizes(residuals: np.ndarray) -> np.ndarray:
-        weighted = residuals * np.sqrt(problem.weights)
-        freedom = math.sqrt(problem.n_runs / (problem.n_runs - problem.n_free))
-        noise = _GAUSSIAN_MEDIAN * float(np.median(np.abs(weighted))) * freedom
-        return weighted / max(noise, _ROUNDING * problem.spread * math.sqrt(float(np.median(problem.weights))))
+        root = np.sqrt(problem.weights)
+        plain = over_noise(residuals * root, _ROUNDING * problem.spread * float(np.median(root)))
+        if problem.residual == "log":
+            return plain
+        # Noise may grow with the response, of which the largest are then not outliers.
+        share = over_noise(residuals / np.maximum(np.abs(problem.y - residuals), 1e-300), _ROUNDING)
+        return np.where(np.abs(share) < np.abs(plain), share, plain)
 
     found = sizes(residuals)
     if problem.objective == "gaussian" and np.abs(found).max() > 4:

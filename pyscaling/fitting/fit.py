@@ -95,7 +95,7 @@ def fit(
     if isinstance(runs, str | Path):
         runs = read_runs(runs)
     table = runs if isinstance(runs, Runs) else Runs(runs)
-    chosen = _tie(law_over(law, table), tied)
+    chosen, doubts = _tie(law_over(law, table), tied), getattr(table, "doubts", ())
     for column in (*chosen.variables, chosen.response, weights, noise):
         if isinstance(column, str):
             table.numbers(column)
@@ -158,15 +158,15 @@ def fit(
             "give `bounds`."
         )
     with np.errstate(all="ignore"):
-        evidence = gather(problem, theta, solved, best, table, rows)
+        evidence = gather(problem, theta, solved, best, table, rows, doubts)
         if (evidence.unidentified or evidence.at_bound) and objective != "gaussian" and len(problem.y) <= LONG:
             points, others = solve_from_parts(problem, theta)
-            better = np.where(np.isfinite(others["value"]) & (others["status"] != 3), others["value"], np.inf)
+            better = np.where(np.isfinite(others["value"]) & (others["status"] == 0), others["value"], np.inf)
             if better.min() < value[best] * (1 - 1e-9):
                 theta, value = np.concatenate([theta, points]), np.concatenate([value, better])
                 solved = {key: np.concatenate([column, others[key]]) for key, column in solved.items()}
                 best = int(np.argmin(value))
-                evidence = gather(problem, theta, solved, best, table, rows)
+                evidence = gather(problem, theta, solved, best, table, rows, doubts)
     result = Fit(
         table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value), rows
     )
@@ -362,7 +362,8 @@ class Fit(Result):
 
         kind: "run", the loss of a run not yet made: uncertainty of the curve plus a run's own noise; "mean", of the
         curve alone. Both from a bootstrap of n refits, the curve's as in Bootstrap.interval; cluster, seed and resample
-        are the bootstrap's.
+        are the bootstrap's. Of more than 20,000 runs, unless cluster or resample asks for refits, from n draws of the normal
+        law that the sandwich gives.
         The one of N, D and C that is missing follows from the other two by C = 6ND.
         Raises ValueError for a missing or an unknown variable.
         """
@@ -440,8 +441,23 @@ class Fit(Result):
         """A plot asks for many predictions in a row: the last bootstrap is kept."""
         key = (n, seed, resample, cluster if cluster is None or isinstance(cluster, str) else tuple(cluster))
         if self._kept_bootstrap is None or self._kept_bootstrap[0] != key:
-            self._kept_bootstrap = key, self.bootstrap(n, cluster, seed, resample=resample)
+            long = len(self.runs) > MANY and cluster is None and resample is None
+            boot = self._normal(n, seed) if long else self.bootstrap(n, cluster, seed, resample=resample)
+            self._kept_bootstrap = key, boot
         return self._kept_bootstrap[1]
+
+    def _normal(self, n: int, seed: int) -> Bootstrap:
+        """What n refits of a long table would come to: theta drawn about the minimum by the sandwich's covariance."""
+        free = self.problem.lower < self.problem.upper
+        theta = np.repeat(self.theta[None], n, axis=0)
+        inside = self.covariance(units="theta")[np.ix_(free, free)]
+        theta[:, free] += np.random.default_rng(seed).multivariate_normal(
+            np.zeros(free.sum()), inside, n, method="eigh"
+        )
+        theta = np.clip(theta, self.problem.lower, self.problem.upper)
+        params = self.problem.to_params(theta)
+        degrees = len(self.runs) - self.problem.n_free
+        return Bootstrap(self.params, params, np.full(n, self.objective_value), np.ones(n, dtype=bool), degrees, self)
 
     def _bootstrap_once(self) -> Bootstrap:
         return self._bootstrap_for_prediction(1000, None, 0, None)

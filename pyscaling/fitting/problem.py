@@ -234,16 +234,15 @@ def _response(runs: Runs, name: str, residual: str) -> np.ndarray:
 
 def _units(law: Law, variables: Mapping[str, np.ndarray], response: np.ndarray) -> tuple[float, ...]:
     """Of what is not a logarithm: the power of two nearest its starts, unless those are of order one as they are."""
-    plain = [
-        domain.logarithmic or (domain.role == "exponent" and domain.unit == 1) for domain in law.parameters.values()
-    ]
-    if all(plain):
-        return (1.0,) * len(plain)
+    domains = law.parameters.values()
+    plain = [domain.logarithmic or (domain.role == "exponent" and domain.unit == 1) for domain in domains]
     some = _some(len(response))
-    starts = starts_of(law, {name: x[some] for name, x in variables.items()}, response[some], 32)
-    size = np.exp(np.median(np.log(np.maximum(np.abs(starts), 1e-300)), axis=0))
+    sizes = np.full(len(plain), float(np.median(np.abs(response[some]))) or 1.0)  # a floor's
+    if not all(p or domain.role == "floor" for p, domain in zip(plain, domains, strict=True)):
+        starts = starts_of(law, {name: x[some] for name, x in variables.items()}, response[some], 32)
+        sizes = np.exp(np.median(np.log(np.maximum(np.abs(starts), 1e-300)), axis=0))
     return tuple(
-        1.0 if p or 1e-3 < s < 1e3 else 2.0 ** round(math.log2(s)) for p, s in zip(plain, size.tolist(), strict=True)
+        1.0 if p or 1e-3 < s < 1e3 else 2.0 ** round(math.log2(s)) for p, s in zip(plain, sizes.tolist(), strict=True)
     )
 
 

@@ -115,6 +115,7 @@ N = np.geomspace(1e7, 1e10, 30)
         ("a + b*log(1 + x*s/{c})", X, lambda c: {"a": 2.0, "b": 3.0, "s": 7 * c}, False),
         ("o + a*exp(-(x*s/{c})**b)", X, lambda c: {"o": 2.0, "a": 3.0, "s": 0.7 * c, "b": 1.6}, False),
         ("a*exp(-{c}*s*(x - m)**2)", X, lambda c: {"a": 5.0, "s": 0.4 / c, "m": 3.0}, False),
+        ("a - b*min(x/{c}, k)", X, lambda c: {"a": 9.0, "b": 2 * c, "k": 2.2 / c}, False),
         ("a*exp(-e/({c}*x))", T, lambda c: {"a": 3e12, "e": 9e3 * c}, False),
         ("{c}/(a + b*x)", X, lambda c: {"a": 2.0, "b": 3.0}, False),
         ("{c}*(o + a*exp(-b*x))", X, lambda c: {"o": 2.0, "a": 3.0, "b": 1.0}, False),

@@ -1,5 +1,6 @@
 """One law for several groups against separate fits and known truths."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -132,3 +133,4 @@ def test_groups_are_plotted() -> None:
         fit.plot(group="book")
     with pytest.raises(ValueError, match="no groups to show"):
         ps.fit(runs(0.005)).plot(group="code")
+    plt.close("all")

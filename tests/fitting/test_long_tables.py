@@ -32,6 +32,9 @@ def test_the_minimum_is_that_of_all_runs() -> None:
         [fit.params["alpha"] - 1.645 * error, fit.params["alpha"] + 1.645 * error], rel=1e-3
     )
     assert low < 0.35 < high
+    place = fit.predict(N=1e12, D=1e13, kind="mean", level=0.9)
+    true = 1.8 + 480 / 1e12**0.35 + 2100 / 1e13**0.37
+    assert place.low < true < place.high and place.high / place.low - 1 < 0.005
     runs["loss"][1234] *= 2
     assert list(ps.fit(runs, starts=8).outliers) == [1234]
 

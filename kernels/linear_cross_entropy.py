@@ -890,5 +890,6 @@ def linear_cross_entropy(
     if single:
         x, weight, targets = as_fleet(x, weight, targets)
     loss, _ = linear_cross_entropy_tokens(x.contiguous(), weight, targets.contiguous(), float(z_loss))
-    loss = loss.squeeze(0) if single else loss
-    return loss if reduction == "none" else loss.sum(-1) / (targets != -100).sum(-1)
+    if reduction == "mean":
+        loss = loss.sum(1) / (targets != -100).sum(1)
+    return loss.squeeze(0) if single else loss

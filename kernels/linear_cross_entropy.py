@@ -830,7 +830,7 @@ def _is_transposed(name: str, weight: Tensor) -> bool:
     if (row == 1 and column == d) or (vocab == 1 and row == 1):
         return True
     raise ValueError(
-        f"{name} [..., d, V] must be contiguous within a member, or the transposed view of [..., V, d]; got strides "
+        f"{name} [M, d, V] must be contiguous within a member, or the transposed view of [M, V, d]; got strides "
         f"{weight.stride()} for shape {list(weight.shape)}. Call .contiguous()."
     )
 

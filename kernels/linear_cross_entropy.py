@@ -830,7 +830,7 @@ def _is_transposed(name: str, weight: Tensor) -> bool:
     if (row == 1 and column == d) or (vocab == 1 and row == 1):
         return True
     raise ValueError(
-        f"{name} [..., d, V] must be contiguous within a member, or the transposed view of [..., V, d]; got strides "
+        f"{name} [M, d, V] must be contiguous within a member, or the transposed view of [M, V, d]; got strides "
         f"{weight.stride()} for shape {list(weight.shape)}. Call .contiguous()."
     )
 
@@ -890,5 +890,6 @@ def linear_cross_entropy(
     if single:
         x, weight, targets = as_fleet(x, weight, targets)
     loss, _ = linear_cross_entropy_tokens(x.contiguous(), weight, targets.contiguous(), float(z_loss))
-    loss = loss.squeeze(0) if single else loss
-    return loss if reduction == "none" else loss.sum(-1) / (targets != -100).sum(-1)
+    if reduction == "mean":
+        loss = loss.sum(1) / (targets != -100).sum(1)
+    return loss.squeeze(0) if single else loss

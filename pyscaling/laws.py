@@ -21,6 +21,7 @@ import numpy as np
 from pyscaling.expression import FUNCTIONS, names_of, parse_expression
 
 USUAL_VARIABLES = ("N", "D", "C", "S")
+POSITIVE_VARIABLES = ("N", "D", "C")  # a run may be looked at before its first step
 
 
 @dataclass(frozen=True)

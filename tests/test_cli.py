@@ -120,7 +120,7 @@ def test_print_and_command_line_agree(table: Path) -> None:
     low, high = fit.bootstrap(1000).interval("alpha", level=0.9)
     assert f"{low:.5g} .. {high:.5g}" in str(fit) and "90% interval" in str(fit)
     result = run(app, ["fit", str(table), "-c", "N=my size", "--bootstrap", "1000"])
-    assert f"[{low:.4g}, {high:.4g}]" in result.output and "90% interval" in result.output
+    assert str(fit) in result.output  # one view of a fit, wherever it is shown
 
 
 def test_plan(table: Path, tmp_path: Path) -> None:

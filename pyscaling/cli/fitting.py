@@ -30,7 +30,7 @@ from pyscaling.cli.show import (
     new_console,
     new_table,
     plain,
-    print_fit,
+    save_plot,
     show,
     write,
     write_fit,
@@ -104,7 +104,9 @@ def fit_command(
     check_outputs(json, plot)
     check_output("--save", save)
     if bootstrap == 1 or bootstrap < 0:
-        raise ValueError(f"--bootstrap {bootstrap} gives no interval; 0 skips it, 1,000 or more make a steady one.")
+        raise ValueError(
+            f"--bootstrap {bootstrap} gives no interval; 1,000 or more make a steady one, 0 takes standard errors instead."
+        )
     sigma = value_of(noise)
     group = given.group.partition("=")[0] if given.group else None
     columns = {"response": response, "weights": weights, "noise": sigma, "group": group, "cluster": cluster}
@@ -124,21 +126,15 @@ def fit_command(
         bounds=bounds_of(bounds),
     )
     profiles = {name: fitted.profile(name, cluster) for name in profile or ()}
-    intervals = {}
-    if bootstrap:
-        boot = fitted.bootstrap(bootstrap, cluster, resample=None)
-        intervals = {name: boot.interval(name, level=level) for name in fitted.params}
-    print_fit(fitted, intervals, level, bootstrap)
+    typer.echo(fitted.summary(level, bootstrap, cluster))
     for found in profiles.values():
         typer.echo(found.summary(level))
     if json is not None:
-        write_fit(json, fitted, intervals, {name: found.interval(level) for name, found in profiles.items()}, level)
+        write_fit(json, fitted, profiles, level, bootstrap, cluster)
     if save is not None:
         fitted.save(save)
         typer.echo(f"Wrote {save}")
     if plot is not None:
-        from pyscaling.cli.show import save as save_plot
-
         save_plot(fitted.plot(), plot)
 
 

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from pyscaling.fitting import Fit
+    from pyscaling.fitting.profile import Profile
     from pyscaling.report.analysis import Analysis, HeldOutTest, LawChoice
 
 
@@ -16,7 +17,7 @@ def show(result: Any, json: Path | None, plot: Path | None) -> None:
     if json is not None:
         write(json, result.to_json())
     if plot is not None:
-        save(result.plot(), plot)
+        save_plot(result.plot(), plot)
 
 
 def check_level(level: float) -> None:
@@ -41,40 +42,18 @@ def check_outputs(json: Path | None, plot: Path | None) -> None:
         raise ValueError(f"--plot {str(plot)!r} has the unknown ending {plot.suffix!r}; known are .png, .pdf and .svg.")
 
 
-def print_fit(fitted: "Fit", intervals: dict[str, tuple[float, float]], level: float, bootstrap: int) -> None:
-    table = new_table("parameter", "value")
-    if intervals:
-        table.add_column(f"{100 * level:g}% interval", no_wrap=True)
-    for name, value in fitted.params.items():
-        row = [name, f"{value:.6g}"]
-        if name in intervals:
-            row.append("[{:.4g}, {:.4g}]".format(*intervals[name]))
-        table.add_row(*row)
-    console = new_console()
-    console.print(f"[bold]{plain(fitted.law.name)}[/bold]: {fitted.verdict}")
-    console.print(plain(fitted.formula))
-    console.print(plain(str(fitted.evidence)))
-    console.print(table)
-    text = f"{len(fitted.runs)} runs, objective {fitted.objective_value:.9g}, adjusted R² {fitted.adjusted_r2:.5f}"
-    console.print(text + (f", {bootstrap} bootstrap resamples" if intervals else ""), highlight=False)
-
-
 def write_fit(
-    path: Path,
-    fitted: "Fit",
-    intervals: dict[str, tuple[float, float]],
-    profiles: dict[str, tuple[float, float]],
-    level: float,
+    path: Path, fitted: "Fit", profiles: dict[str, "Profile"], level: float, bootstrap: int, cluster: str | None
 ) -> None:
     import json
-    from math import isfinite
 
-    result = json.loads(fitted.to_json()) | {"level": level}
-    for key, found in (("intervals", intervals), ("profile_intervals", profiles)):
-        if found:
-            ends = {name: [float(end) for end in pair] for name, pair in found.items()}
-            result[key] = {name: [end if isfinite(end) else None for end in pair] for name, pair in ends.items()}
-    write(path, json.dumps(result, indent=1))
+    from pyscaling.fitting.result import finite
+
+    intervals: dict[str, Any] = {"intervals": fitted.intervals(level, bootstrap, cluster)}
+    if profiles:
+        intervals["profile_intervals"] = {name: found.interval(level) for name, found in profiles.items()}
+    result = fitted.to_dict(level) | intervals
+    write(path, json.dumps(finite(result), indent=1, allow_nan=False))
 
 
 def conclude(folder: Path) -> None:
@@ -117,7 +96,8 @@ def print_held_out(test: "HeldOutTest", others: "tuple[HeldOutTest, ...]", choic
             "inside" if run.inside else "outside",
         )
     console.print(table)
-    console.print(f"[{'green' if test.passed else 'red'} bold]{plain(test.verdict)}", highlight=False)
+    colour = "red" if not test.passed else "green" if test.trusted else "yellow"
+    console.print(f"[{colour} bold]{plain(test.verdict)}", highlight=False)
     for other in others:
         place = "inside" if other.final.inside else "outside"
         verdict = "pass" if other.passed else "fail"
@@ -130,7 +110,7 @@ def print_laws(analysis: "Analysis") -> None:
     if not analysis.laws:
         return
     console = new_console()
-    console.print(f"[bold]Fitted laws[/bold], {analysis.laws[0].level:.0%} intervals", highlight=False)
+    console.print(f"[bold]Fitted laws[/bold], {plain(analysis.intervals)}", highlight=False)
     table = new_table("law, data, adjusted R²", "", "value", "interval")
     for law in analysis.laws:
         about = (
@@ -138,17 +118,13 @@ def print_laws(analysis: "Analysis") -> None:
             f"{law.data}, {len(law.fit.runs)}",
             f"R² {law.fit.adjusted_r2:.4f}",
         )
-        rows = [
-            (name, f"{value:.4g}", plain("[{:.3g}, {:.3g}]".format(*law.intervals[name])))
-            for name, value in law.fit.params.items()
-        ]
+        rows = [tuple(map(plain, row)) for row in law.rows()]
         for left, right in zip_longest(about, rows):
             table.add_row(left or "", *(right or ()))
         table.add_section()
     console.print(table)
     for law in analysis.laws:
-        if law is analysis.main or not law.fit.evidence.trustworthy:
-            console.print(f"{plain(law.name)}: {plain(law.evidence)}", highlight=False)
+        console.print(f"{plain(law.name)}: {plain(law.evidence)}", highlight=False)
     if analysis.seed_noise is not None:
         console.print(f"seed noise: {analysis.seed_noise.sigma:.2%} of the loss", highlight=False)
     console.print()
@@ -185,6 +161,6 @@ def write(path: Path, text: str) -> None:
     typer.echo(f"Wrote {path}")
 
 
-def save(ax: Any, path: Path) -> None:
+def save_plot(ax: Any, path: Path) -> None:
     ax.figure.savefig(path, dpi=180, bbox_inches="tight")
     typer.echo(f"Wrote {path}")

@@ -159,11 +159,11 @@ def compare(
     """Ranks laws by the error with which they extrapolate.
 
     laws: as `law` of `fit`; by default every built-in law of N and D, or of the one of them that the table has, or of C.
-    holdout, the runs to be predicted from the others: "cuts", the 20 %, the 35 % and the 50 % with the most compute, one after the other, errors pooled; runs of equal C
-    stay together, a law's parameters and two more are left to fit where the table has them, and of `group`s each is cut at its
-    own shares. A table without C is cut in what all laws have in common, N first. "largest", the runs of the largest N;
-    "compute", those of C in the upper fifth of the table's log range; with `threshold`, those of N (or C) above it; a fraction,
-    that share of the runs with the most C; or a boolean mask [n].
+    holdout, the runs to be predicted from the others: "cuts", the 20 %, the 35 % and the 50 % with the most compute, one after
+    the other, errors pooled; runs of equal C stay together, a law's parameters and two more are left to fit where the table has
+    them, and of `group`s each is cut at its own shares. A table without C is cut in what all laws have in common, N first.
+    "largest", the runs of the largest N; "compute", those of C in the upper fifth of the table's log range; with `threshold`,
+    those of N (or C) above it; a fraction, that share of the runs with the most C; or a boolean mask [n].
     level: of the prediction intervals, for one run. options: of `fit`, for every law.
     AICc and BIC: each law by least squares on the whole table, one Gaussian noise for all runs (a run of weight w has
     variance s^2 / w), k = free parameters + 1 for s, -2 ln l = n ln(2 pi e SS / n) - sum ln w with SS = sum w r^2,

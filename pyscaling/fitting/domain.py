@@ -36,7 +36,7 @@ def check_domain(problem: Problem, theta: np.ndarray, runs: Runs, always: bool =
         at = ", ".join(f"{name}={problem.variables[name][row]:g}" for name in names if name in within)
         part = ast.get_source_segment(law.expression, node)
         more = f" ({others} such rows)" if others > 1 else ""
-        raise ValueError(f"{at} in row {row + 1} of {runs.source}: {part} {what}{more}.")
+        raise ValueError(f"{at} in row {runs.rows[row] + 1} of {runs.source}: {part} {what}{more}.")
 
     with np.errstate(all="ignore"):
         values = [(node, _value(node, scope)) for node in _inner_first(parse_expression(law.expression).body)]

@@ -72,6 +72,12 @@ class Evidence:
     def trustworthy(self) -> bool:
         return not self.concerns
 
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        lines = "".join(f"<p>{escape(line.strip())}</p>" for line in str(self).splitlines())
+        return f"<div><b>evidence</b>{lines}</div>"
+
     def __str__(self) -> str:
         minima = (
             f"; {len(self.other_minima)} other minima, the next {self.other_minima[0]:.3g} times as high"
@@ -96,13 +102,9 @@ def gather(
     solved: dict[str, np.ndarray],
     best: int,
     runs: Runs,
-    rows: np.ndarray | None = None,
     doubts: Sequence[str] = (),
 ) -> Evidence:
-    """Evidence for the best of the solved starts.
-
-    rows: where the problem's runs stand in the table, if not all count. doubts: what the table is doubted for already.
-    """
+    """Evidence for the best of the solved starts. doubts: what the table is doubted for already."""
     theta, value = solved["theta"][best], solved["value"]
     lowest = float(value[best])
     # Residuals of a billionth and less are rounding: a fit that exact is at its minimum, whatever its gradient says.
@@ -127,7 +129,7 @@ def gather(
         unidentified = (*unidentified, *plateaus)
     residuals = problem.y - problem.value_and_jacobian(theta)[0]
     outliers = {} if lowest <= exact else _outliers(problem, theta, residuals)
-    stand = np.arange(len(residuals)) if rows is None else rows
+    stand = runs.rows
     aside = [_without(problem, theta, starts, outliers, stand, runs.source)] if outliers else []
     copies = _copies(problem, runs, stand)
     table = [*doubts, *copies]

@@ -29,9 +29,9 @@ from pyscaling.fitting.domain import check_domain
 from pyscaling.fitting.evidence import Evidence, gather, replicate_noise
 from pyscaling.fitting.groups import GroupedLaw, group_runs, label_of
 from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG, Problem, automatic_starts, given_starts, make_problem
-from pyscaling.fitting.result import Result, new_axes
+from pyscaling.fitting.result import Result, html_table, text_table
 from pyscaling.fitting.sample import LONG, solve_from_parts, solve_from_sample
-from pyscaling.laws import USUAL_VARIABLES, Law
+from pyscaling.laws import POSITIVE_VARIABLES, USUAL_VARIABLES, Law
 from pyscaling.tables import Runs, read_runs
 
 if TYPE_CHECKING:
@@ -52,6 +52,21 @@ class Prediction:
 
     def __iter__(self) -> Any:
         return iter((self.value, self.low, self.high))
+
+    def _rows(self) -> list[list[str]]:
+        cells = zip(*(np.ravel(part).tolist() for part in self), strict=True)
+        return [
+            ["value", f"{100 * self.level:g}% interval"],
+            *([f"{v:.5g}", f"{a:.5g} .. {b:.5g}"] for v, a, b in cells),
+        ]
+
+    def __str__(self) -> str:
+        return (
+            text_table(self._rows()) if np.ndim(self.value) else f"{self.value:.5g} [{self.low:.5g}, {self.high:.5g}]"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows())
 
 
 def fit(
@@ -95,10 +110,13 @@ def fit(
     if isinstance(runs, str | Path):
         runs = read_runs(runs)
     table = runs if isinstance(runs, Runs) else Runs(runs)
-    chosen, doubts = _tie(law_over(law, table), tied), getattr(table, "doubts", ())
+    chosen = _tie(law_over(law, table), tied)
     for column in (*chosen.variables, chosen.response, weights, noise):
+        if isinstance(column, str) and column not in table:
+            raise ValueError(table.missing(column) + _laws_for(table, chosen))
         if isinstance(column, str):
             table.numbers(column)
+    doubts = table.doubts_about([*chosen.variables, chosen.response])
     bounds, fixed = _checked_bounds(bounds), _checked_fixed(fixed)
     if threads is not None and not (isinstance(threads, Integral) and threads > 0):
         raise ValueError(f"threads must be a number of cores, 1 or more, got {threads!r}; None takes all of them.")
@@ -158,7 +176,7 @@ def fit(
             "give `bounds`."
         )
     with np.errstate(all="ignore"):
-        evidence = gather(problem, theta, solved, best, table, rows, doubts)
+        evidence = gather(problem, theta, solved, best, table, doubts)
         if (evidence.unidentified or evidence.at_bound) and objective != "gaussian" and len(problem.y) <= LONG:
             points, others = solve_from_parts(problem, theta)
             better = np.where(np.isfinite(others["value"]) & (others["status"] == 0), others["value"], np.inf)
@@ -166,7 +184,7 @@ def fit(
                 theta, value = np.concatenate([theta, points]), np.concatenate([value, better])
                 solved = {key: np.concatenate([column, others[key]]) for key, column in solved.items()}
                 best = int(np.argmin(value))
-                evidence = gather(problem, theta, solved, best, table, rows, doubts)
+                evidence = gather(problem, theta, solved, best, table, doubts)
     result = Fit(
         table, problem, solved["theta"][best], float(value[best]), evidence, _distinct_minima(solved, value), rows
     )
@@ -344,7 +362,10 @@ class Fit(Result):
         return matrix * np.outer(slope, slope)
 
     def standard_errors(self, cluster: Any = None, robust: bool = True) -> dict[str, float]:
-        """name -> standard error in the parameter's own units; see `covariance`."""
+        """name -> standard error in the parameter's own units; see `covariance`.
+
+        Of fewer than five runs a parameter too small: a robust fit passes through some of them. Use `bootstrap` there.
+        """
         return dict(zip(self.law.names, np.sqrt(np.diag(self.covariance(cluster, robust))).tolist(), strict=True))
 
     def predict(
@@ -412,7 +433,7 @@ class Fit(Result):
                 places[name] = np.asarray(value, dtype=np.float64)
             except (TypeError, ValueError):
                 raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}.") from None
-            positive = name in USUAL_VARIABLES
+            positive = name in POSITIVE_VARIABLES
             if not np.all(np.isfinite(places[name]) & ((places[name] > 0) | (not positive))):
                 raise ValueError(
                     f"{name} must be finite{' and positive' if positive else ''} to predict at, got {value!r}."
@@ -506,41 +527,53 @@ class Fit(Result):
                 top = min(top, float(fitted.min() * np.exp(noise) if log else fitted.min() + noise))
         return max(float(low), bounds[0]), min(float(high), top)
 
-    def intervals(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
-        """name -> interval, of a bootstrap of 1,000 resamples (see Bootstrap.interval).
+    def intervals(
+        self, level: float = 0.9, n: int | None = None, cluster: Any = None
+    ) -> dict[str, tuple[float, float]]:
+        """name -> interval, of a bootstrap of n resamples (see Bootstrap.interval); 0: from the sandwich's standard errors.
 
-        Of more than 20,000 runs from the sandwich's standard errors instead: there its normal law holds, and 1,000 refits
-        take minutes.
+        By default 1,000, and 0 of more than 20,000 runs: there its normal law holds, and 1,000 refits take minutes.
         """
         check_level(level)
-        if len(self.runs) <= MANY:
-            boot = self._bootstrap_once()
+        if n := self._resamples(n):
+            boot = self._bootstrap_for_prediction(n, cluster, 0, None)
             return {name: boot.interval(name, level) for name in self.params}
         reach = student_t(0.5 + level / 2, len(self.runs) - self.problem.n_free)
-        errors = reach * np.sqrt(np.diag(self.covariance(units="theta")))
+        errors = reach * np.sqrt(np.diag(self.covariance(cluster, units="theta")))
         low, high = (self.problem.to_params(self.theta + sign * errors) for sign in (-1, 1))
         return {
             name: self.within_domain(name, a, b)
             for name, a, b in zip(self.params, low.tolist(), high.tolist(), strict=True)
         }
 
-    def summary(self, level: float = 0.9) -> str:
-        """A table of the fit; its first line says whether to believe it."""
-        way = f"{len(self._bootstrap_once()):,} resamples" if len(self.runs) <= MANY else "standard errors"
-        width = max(10, *map(len, self.params))
-        lines = [
-            f"{self.law.name}: {self.verdict}",
-            f"  {self.formula}",
-            f"  {len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} "
-            f"{_own_name(self.law, self.runs)}, objective "
-            f"{self.objective_value:.8g}, adjusted R^2 {self.adjusted_r2:.4f}, noise {self.noise:.3g}{self._noise_beside()}",
-            f"  {'parameter':>{width}} {'value':>12}   {100 * level:g}% interval ({way})",
+    def _resamples(self, n: int | None) -> int:
+        return (1000 if len(self.runs) <= MANY else 0) if n is None else n
+
+    def summary(self, level: float = 0.9, n: int | None = None, cluster: Any = None) -> str:
+        """A table of the fit; its first line says whether to believe it. n, cluster: as of `intervals`."""
+        title, facts, rows, notes = self._parts(level, n, cluster)
+        return "\n".join([title, *(f"  {line}" for line in facts), text_table(rows), *(f"  {note}" for note in notes)])
+
+    def _parts(
+        self, level: float, n: int | None = None, cluster: Any = None
+    ) -> tuple[str, list[str], list[list[str]], list[str]]:
+        way = f"{count:,} resamples" if (count := self._resamples(n)) else "standard errors"
+        facts = [
+            self.formula,
+            f"{len(self.runs)} runs, {self.problem.objective} on {self.problem.residual} "
+            f"{_own_name(self.law, self.runs)}, objective {self.objective_value:.8g}",
+            f"adjusted R^2 {self.adjusted_r2:.5f}, noise {self.noise:.3g}{self._noise_beside()}",
         ]
-        for name, (low, high) in self.intervals(level).items():
+        rows = [["parameter", "value", f"{100 * level:g}% interval ({way})"]]
+        for name, (low, high) in self.intervals(level, n, cluster).items():
             at_bound = ", at its bound" if name in self.evidence.at_bound else ""
             ends = "fixed" if self.bounds(name)[0] == self.bounds(name)[1] else f"{low:.5g} .. {high:.5g}{at_bound}"
-            lines.append(f"  {name:>{width}} {self.params[name]:>12.5g}   {ends}")
-        return "\n".join([*lines, f"  evidence: {self.evidence}"])
+            rows.append([name, f"{self.params[name]:.6g}", ends])
+        return f"{self.law.name}: {self.verdict}", facts, rows, [f"evidence: {self.evidence}"]
+
+    def _repr_html_(self) -> str:
+        title, facts, rows, _ = self._parts(0.9)
+        return html_table(rows, title, facts) + self.evidence._repr_html_()
 
     def _noise_beside(self) -> str:
         beside = "" if np.isnan(self.chi2) else f", chi^2 per degree of freedom {self.chi2:.3g}"
@@ -585,56 +618,71 @@ class Fit(Result):
 
         save(self, path)
 
-    def plot(self, ax: Any = None, group: Any = None) -> Any:
-        """Observed loss against the law's first variable, one fitted curve for each value of the second; returns the Axes.
+    def plot(self, ax: Any = None, group: Any = None, level: float = 0.9) -> Any:
+        """Runs and fitted curves with their bands against the law's first variable, told apart by the second; returns the Axes.
 
-        group: of a fit of groups the one to show; by default each is shown, its curve at the middle of the other variables.
+        Without `ax` the residuals stand below, on the figure's second Axes. group: of a fit of groups the one to show, by
+        default each. level: of the curves' bands.
         """
-        ax = new_axes() if ax is None else ax
-        if isinstance(self.law, GroupedLaw):
-            return self._plot_groups(ax, self.law, self.law.labels if group is None else [group])
-        if group is not None:
-            raise ValueError("this fit has no groups to show one of.")
-        first, *rest = self.law.variables
-        x, loss = self.problem.variables[first], self.runs[self.law.response]
-        label = "loss (nats per token)" if self.law.response == "loss" else self.law.response
-        grid = np.geomspace(x.min(), x.max(), 100)
-        ax.plot(x, loss, "ok", markersize=3, label="runs")
-        levels = np.quantile(self.problem.variables[rest[0]], [0, 0.25, 0.5, 0.75, 1]) if rest else [None]
-        for level, style in zip(levels, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), strict=False):
-            at = {first: grid, **({} if level is None else {rest[0]: np.full_like(grid, level)})}
-            if len(rest) > 1:
-                at |= {name: np.full_like(grid, np.median(self.problem.variables[name])) for name in rest[1:]}
-            ax.plot(
-                grid,
-                self.evaluate(**at),
-                linestyle=style,
-                color="black",
-                lw=1,
-                label=f"{rest[0]} = {level:.3g}" if rest else "law",
-            )
-        ax.set(xscale="log", yscale="log", xlabel=first, ylabel=label, title=self.law.name)
-        ax.legend(fontsize=8)
-        return ax
+        from pyscaling.fitting.plots import plot_fit
 
-    def _plot_groups(self, ax: Any, law: GroupedLaw, groups: Sequence[Any]) -> Any:
-        first, *rest = law.base.variables
-        response = self.runs[law.response]
-        for group in groups:
-            flag = next(name for name, value in law.membership(group).items() if value)
-            of = self.problem.variables[flag] > 0
-            x = self.problem.variables[first][of]
-            grid = np.geomspace(x.min(), x.max(), 100) if x.min() > 0 else np.linspace(x.min(), x.max(), 100)
-            at = {name: np.full_like(grid, np.median(self.problem.variables[name][of])) for name in rest}
-            curve = self.evaluate(group=group, **{first: grid}, **at)
-            (line,) = ax.plot(
-                grid, curve, lw=1, label=f"{group}" + "".join(f", {n} = {v[0]:.3g}" for n, v in at.items())
-            )
-            ax.plot(x, response[of], "o", markersize=3, color=line.get_color())
-        label = "loss (nats per token)" if law.response == "loss" else law.response
-        ax.set(xscale="log", yscale="log", xlabel=first, ylabel=label, title=law.name)
-        ax.legend(fontsize=8)
-        return ax
+        return plot_fit(self, ax, group, level)
+
+    def plot_contours(
+        self,
+        a: str,
+        b: str,
+        ax: Any = None,
+        *,
+        levels: tuple[float, ...] = (0.68, 0.9, 0.95),
+        points: int = 31,
+        robust: bool = True,
+    ) -> Any:
+        """Joint regions of two parameters, the others refitted on a grid of points^2; returns the Axes.
+
+        By the likelihood ratio as in `profile`, chi-square with two degrees of freedom, corrected for runs of unequal noise
+        unless robust is False. Raises ValueError for a parameter that is unknown, fixed or not determined.
+        """
+        from pyscaling.fitting.plots import plot_contours
+
+        return plot_contours(self, a, b, ax, levels, points, robust)
+
+    def plot_leverage(self, ax: Any = None) -> Any:
+        """Residual over noise against leverage, the rows of what stands out beside it; returns the Axes."""
+        from pyscaling.fitting.plots import plot_leverage
+
+        return plot_leverage(self, ax)
+
+    def leverage(self) -> np.ndarray:
+        """How far each run decides its own fitted value, [n], 0 to 1: the hat matrix's diagonal (Cook & Weisberg 1982)."""
+        from pyscaling.fitting.plots import leverage
+
+        return leverage(self)
+
+    def correlation(self, robust: bool = True) -> np.ndarray:
+        """Correlation [P, P] of the parameters (of their logarithms where they are fitted so), by `covariance`."""
+        matrix = self.covariance(robust=robust, units="theta")
+        error = np.sqrt(np.diag(matrix))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(matrix / np.outer(error, error))
+
+    def to_latex(self, level: float = 0.9) -> str:
+        """The parameters and their intervals as a LaTeX table (booktabs)."""
+        from pyscaling.fitting.plots import latex_table
+
+        return latex_table(self, self.intervals(level), level)
+
+
+def _laws_for(table: Runs, chosen: Law) -> str:
+    """Built-in laws that a table without a column of the chosen one could take."""
+    if chosen.name not in laws.LAWS or chosen.response not in table:
+        return ""
+    able = [
+        law.name
+        for law in laws.LAWS.values()
+        if law.response == chosen.response and set(law.variables) <= set(table.columns)
+    ]
+    return f" Laws of what it holds: {', '.join(able)}." if able else ""
 
 
 def _distinct_minima(solved: Mapping[str, np.ndarray], value: np.ndarray) -> np.ndarray:

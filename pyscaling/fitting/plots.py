@@ -28,7 +28,7 @@ def plot_fit(fit: "Fit", ax: Any, group: Any, level: float) -> Any:
     check_level(level)
     base, labels = fit.law, list[Any]([None])
     if isinstance(fit.law, GroupedLaw):
-        base, labels = fit.law.base, list(fit.law.labels) if group is None else [group]
+        base, labels = fit.law.base, list(fit.law.labels) if group is None else [str(group)]
         fit.law.membership(labels[0])
     elif group is not None:
         raise ValueError(f"group={group!r} says nothing: this fit has no groups.")
@@ -86,7 +86,7 @@ def plot_fit(fit: "Fit", ax: Any, group: Any, level: float) -> Any:
     return ax
 
 
-def plot_contours(fit: "Fit", a: str, b: str, ax: Any, levels: tuple[float, ...], points: int) -> Any:
+def plot_contours(fit: "Fit", a: str, b: str, ax: Any, levels: tuple[float, ...], points: int, robust: bool) -> Any:
     """See Fit.plot_contours."""
     problem, names = fit.problem, fit.law.names
     for name in (a, b):
@@ -97,7 +97,8 @@ def plot_contours(fit: "Fit", a: str, b: str, ax: Any, levels: tuple[float, ...]
     for level in levels:
         check_level(level)
     i, j = names.index(a), names.index(b)
-    error = np.sqrt(np.diag(fit.covariance(units="theta")))
+    covariance = fit.covariance(robust=robust, units="theta")
+    error = np.sqrt(np.diag(covariance))
     if not np.all(np.isfinite(error[[i, j]]) & (error[[i, j]] > 0)):
         raise ValueError(f"{a} or {b} is fixed or not determined by these runs; a contour needs two that are free.")
     reach = 1.5 * np.sqrt(-2 * np.log(1 - max(levels)))
@@ -109,7 +110,6 @@ def plot_contours(fit: "Fit", a: str, b: str, ax: Any, levels: tuple[float, ...]
     lowest = fit.objective_value / problem.objective_scale()
     ratio = np.empty((points, points))
     # where the errors' ellipse says that the other parameters go, so that each start is near its minimum
-    covariance = fit.covariance(units="theta")
     follow = covariance[:, [i, j]] @ np.linalg.inv(covariance[np.ix_([i, j], [i, j])])
     for k, at_i in enumerate(grids[0]):
         held = problem.holding(i, float(at_i))
@@ -167,14 +167,6 @@ def leverage(fit: "Fit") -> np.ndarray:
     size = np.linalg.norm(weighted, axis=0)
     Q, _ = np.linalg.qr(weighted / np.where(size > 0, size, 1.0))
     return np.asarray(np.sum(Q**2, axis=1))
-
-
-def correlation(fit: "Fit") -> np.ndarray:
-    """Correlation [P, P] of the parameters in theta's units, from the sandwich covariance; NaN for those that are fixed."""
-    matrix = fit.covariance(units="theta")
-    error = np.sqrt(np.diag(matrix))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(matrix / np.outer(error, error))
 
 
 def latex_table(fit: "Fit", intervals: Mapping[str, tuple[float, float]], level: float) -> str:

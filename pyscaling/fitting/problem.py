@@ -4,7 +4,6 @@ theta is the core's vector: logarithms of positive coefficients, exponents as th
 """
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pyscaling._core import fit_batch, jacobian
+from pyscaling.cores import available_cores
 from pyscaling.fitting.tape import CompiledLaw, compile_law
-from pyscaling.laws import USUAL_VARIABLES, Law, Parameter
+from pyscaling.laws import POSITIVE_VARIABLES, Law, Parameter
 from pyscaling.tables import Runs
 
 Objective = Literal["huber", "lad", "gaussian"]
@@ -177,12 +177,12 @@ def make_problem(
         raise ValueError(f"overestimate_penalty must be positive and at most 1e6, got {penalty!r}; 1 is symmetric.")
     variables = {name: np.ascontiguousarray(runs[name], dtype=np.float64) for name in law.variables}
     for name, column in variables.items():
-        positive = name in USUAL_VARIABLES
+        positive = name in POSITIVE_VARIABLES
         bad = ~np.isfinite(column) | ((column <= 0) if positive else False)
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"{name} must be finite{' and positive' if positive else ''}; row {row + 1} of {runs.source} has "
+                f"{name} must be finite{' and positive' if positive else ''}; row {runs.rows[row] + 1} of {runs.source} has "
                 f"{name}={column[row]:g}. Drop the row or fix the units."
             )
     response = _response(runs, law.response, residual)
@@ -211,7 +211,7 @@ def make_problem(
         objective=objective,  # type: ignore[arg-type]
         delta=float(delta),
         residual=residual,  # type: ignore[arg-type]
-        threads=threads if threads is not None else os.cpu_count() or 1,
+        threads=threads if threads is not None else available_cores(),
         units=units,
         penalty=float(penalty),
         known_noise=noise is not None,
@@ -224,9 +224,11 @@ def _response(runs: Runs, name: str, residual: str) -> np.ndarray:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         name = runs.renamed.get(name, name)
-        remedy = 'residual="raw" takes any sign' if residual == "log" else "drop the row"
+        remedy = "drop the row (drop_missing=, --drop-missing)"
+        if np.isfinite(column[row]):
+            remedy = 'residual="raw" takes any sign'
         raise ValueError(
-            f"{name} must be finite{' and positive' if residual == 'log' else ''}; row {row + 1} of {runs.source} has "
+            f"{name} must be finite{' and positive' if residual == 'log' else ''}; row {runs.rows[row] + 1} of {runs.source} has "
             f"{name}={column[row]:g}; {remedy}."
         )
     return column

@@ -16,7 +16,7 @@ class Result:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as JSON, also written to `path` if given; a number that is not finite becomes null."""
-        text = json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
+        text = json.dumps(finite(self.to_dict()), indent=1, allow_nan=False)
         if path is not None:
             Path(path).write_text(text)
         return text
@@ -89,11 +89,11 @@ def groups_of_close(values: np.ndarray, tolerance: float) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(np.log(values[order])) > np.log1p(tolerance)) + 1)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return value if not isinstance(value, float) or np.isfinite(value) else None

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyscaling.cores import available_cores
 from pyscaling.fitting.evidence import Evidence
 from pyscaling.fitting.fit import Fit
 from pyscaling.fitting.groups import GroupedLaw
@@ -29,6 +29,10 @@ def save(fit: Fit, path: str | Path) -> None:
         "runs": {
             "source": fit.runs.source,
             "renamed": fit.runs.renamed,
+            "derived": sorted(fit.runs.derived),
+            "declared": sorted(fit.runs.declared),
+            "notes": list(fit.runs.notes),
+            "rows": fit.runs.rows.tolist(),
             "columns": {
                 name: {"dtype": column.dtype.str if column.dtype != object else "object", "values": column.tolist()}
                 for name, column in fit.runs.to_dict().items()
@@ -76,6 +80,8 @@ def load(path: str | Path) -> Fit:
     table, options = document["runs"], document["options"]
     columns = {name: _column(column) for name, column in table["columns"].items()}
     runs = Runs(columns, source=table["source"], renamed=table["renamed"])
+    runs.derived, runs.declared = frozenset(table["derived"]), frozenset(table["declared"])
+    runs.notes, runs.rows = tuple(table["notes"]), np.array(table["rows"], dtype=np.intp)
     law = _law_from_dict(document["law"])
     response = np.array(runs[law.response], dtype=np.float64)
     problem = Problem(
@@ -88,7 +94,7 @@ def load(path: str | Path) -> Fit:
         objective=options["objective"],
         delta=options["delta"],
         residual=options["residual"],
-        threads=os.cpu_count() or 1,
+        threads=available_cores(),
         units=tuple(options["units"]),
         penalty=options["overestimate_penalty"],
         known_noise=options["known_noise"],

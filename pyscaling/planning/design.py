@@ -23,10 +23,11 @@ from pyscaling.accounting import parse_compute, training_flops
 from pyscaling.fitting.bootstrap import central_error, check_level, student_t
 from pyscaling.fitting.covariance import score_moments
 from pyscaling.fitting.groups import one_of
+from pyscaling.fitting.plots import log_count_axis
 from pyscaling.fitting.result import Result, text_table
 from pyscaling.planning.batch import critical_batch_of_tokens
 from pyscaling.planning.frontier import SMALLEST_N, Frontier
-from pyscaling.planning.result import Quantity, log_count_axis
+from pyscaling.planning.result import Quantity
 from pyscaling.planning.text import verdict_of, warned, wrapped
 from pyscaling.tables import Runs
 from pyscaling.units import check_positive, format_count, is_number

@@ -19,10 +19,11 @@ from pyscaling.fitting.envelope import Envelope
 from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.fit import fit as fit_law
 from pyscaling.fitting.isoflop import ComputeOptimal
+from pyscaling.fitting.plots import log_count_axis
 from pyscaling.planning.batch import choose_batch
 from pyscaling.planning.budget import budget_of
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN
-from pyscaling.planning.result import Plan, Quantity, log_count_axis
+from pyscaling.planning.result import Plan, Quantity
 from pyscaling.tables import Runs
 from pyscaling.units import format_count
 

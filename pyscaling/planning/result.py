@@ -3,11 +3,12 @@
 import html
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyscaling.accounting import PF_DAY, Shape, parameter_count
+from pyscaling.fitting.plots import log_count_axis
 from pyscaling.fitting.result import Result
 from pyscaling.planning.batch import BatchSize
 from pyscaling.planning.budget import Budget
@@ -423,21 +424,6 @@ class Plan(Result):
         ax.set_ylabel("L, nats per token")
         ax.legend(fontsize=8, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         return ax
-
-
-def log_count_axis(ax: Any, which: Literal["x", "y"] = "x") -> None:
-    """A logarithmic axis of counts, its ticks written as people say them: 200 k, 500 k, 1 M."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    ax.set(**{f"{which}scale": "log"})
-    low, high = sorted(axis.get_view_interval())
-    decades = np.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 2.3 else (1.0, 3.0) if decades < 4.2 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=99 if decades < 7 else 8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=99))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _interval(quantity: Quantity, write: Callable[[float], str]) -> str:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pyscaling.fitting import Fit
+from pyscaling.fitting.plots import log_count_axis
 from pyscaling.planning.frontier import FLOPS_PER_PARAMETER_TOKEN, best_N
-from pyscaling.planning.result import log_count_axis
 from pyscaling.report.analysis import Analysis, Array, FittedLaw, HeldOutTest, efficient_mask, seed_means
 from pyscaling.tables import Runs
 from pyscaling.units import format_count

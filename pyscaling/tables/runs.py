@@ -249,19 +249,23 @@ class Runs:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self:
-            guesses = self._unclear.get(name) or [header for header in likely(self._columns, name) if header != name]
-            header = guesses[0] if guesses else "its name there"
-            remedy = (
-                f'ps.Runs(table, columns={{"{name}": "{header}"}}), or frame.rename(columns={{"{header}": "{name}"}})'
-                if self.source == _IN_MEMORY
-                else f'read_runs(path, columns={{"{name}": "{header}"}}), or --column {name}="{header}"'
-            )
-            why = f" ({' and '.join(map(repr, guesses))} could each be it)" if name in self._unclear else ""
-            raise ValueError(
-                f"column {name!r} is missing from {self.source}{why}; it holds {', '.join(self._columns) or 'no column'}. "
-                f"Name one: {remedy}."
-            )
+            raise ValueError(self.missing(name))
         return self._columns[name if name in self._columns else self._ours[name]]
+
+    def missing(self, name: str) -> str:
+        """What an error says of a column that is not there: what there is, and which may be it."""
+        guesses = self._unclear.get(name) or [header for header in likely(self._columns, name) if header != name]
+        header = guesses[0] if guesses else "its name there"
+        remedy = (
+            f'ps.Runs(table, columns={{"{name}": "{header}"}}), or frame.rename(columns={{"{header}": "{name}"}})'
+            if self.source == _IN_MEMORY
+            else f'read_runs(path, columns={{"{name}": "{header}"}}), or --column {name}="{header}"'
+        )
+        why = f" ({' and '.join(map(repr, guesses))} could each be it)" if name in self._unclear else ""
+        return (
+            f"column {name!r} is missing from {self.source}{why}; it holds {', '.join(self._columns) or 'no column'}. "
+            f"Name one: {remedy}."
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns or name in self._ours

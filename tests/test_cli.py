@@ -257,3 +257,29 @@ def test_messages_speak_of_options(table: Path) -> None:
 def test_python_m_and_completion() -> None:
     done = subprocess.run([sys.executable, "-m", "pyscaling", "--help"], capture_output=True, text=True, check=True)
     assert "next-runs" in done.stdout and "--install-completion" in done.stdout
+
+
+def test_a_fit_is_kept_and_groups_are_named(table: Path, tmp_path: Path) -> None:
+    kept, arguments = tmp_path / "fit.json", ["-c", "N=my size"]
+    assert run(app, ["fit", str(table), *arguments, "--bootstrap", "0", "--save", str(kept)]).exit_code == 0
+    place = ["--N", "7B", "--D", "1.4T"]
+    again = run(app, ["predict", str(kept), *place])
+    assert again.exit_code == 0 and again.output in run(app, ["predict", str(table), *arguments, *place]).output
+    planned = run(app, ["plan", str(kept), "--compute", "1e21", "--bootstrap", "200"])
+    assert planned.exit_code == 0 and "model N" in planned.output
+    both = tmp_path / "both.csv"
+    rows = [line.rpartition(",") for line in table.read_text().splitlines()[1:]]
+    lines = [f"{head},{float(loss) + shift},{kind}" for kind, shift in ((1, 0), (2, 0.1)) for head, _, loss in rows]
+    both.write_text("\n".join(["N,tokens,loss,corpus", *lines]))
+    groups = ["--group", "corpus=2", "--shared", "A,B,alpha,beta"]
+    result = run(app, ["fit", str(both), *groups, "--bootstrap", "0"])
+    assert "E of each group its own, A, B, alpha, beta shared" in result.output and "E_2" in result.output
+    second, first = (
+        float(run(app, ["predict", str(both), "--group", f"corpus={k}", *groups[2:], *place]).output.split()[-3])
+        for k in (2, 1)
+    )
+    assert second - first == pytest.approx(0.1, abs=5e-3)
+    result = run(app, ["plan", str(both), *groups, "--compute", "1e21", "--bootstrap", "200"])
+    assert result.exit_code == 0, result.output
+    missing = run(app, ["plan", str(both), "--group", "corpus", *groups[2:], "--compute", "1e21", "--bootstrap", "200"])
+    assert missing.exit_code == 2 and "1, 2" in missing.stderr

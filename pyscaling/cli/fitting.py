@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 @fits_law
 def fit_command(
     given: Fitted,
-    response: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that the law gives.  [default: loss]")
-    ] = None,
     variable: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,6 +73,10 @@ def fit_command(
             metavar="VALUE|COLUMN", help="Known standard deviation of the residuals, with --objective gaussian."
         ),
     ] = None,
+    overestimate_penalty: Annotated[
+        float,
+        typer.Option(metavar="X", help="Above 1 the law follows the lower edge of runs that were not all tuned."),
+    ] = 1.0,
     cluster: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of what shares its noise, as a training run.")
     ] = None,
@@ -109,7 +110,7 @@ def fit_command(
         )
     sigma = value_of(noise)
     group = given.group.partition("=")[0] if given.group else None
-    columns = {"response": response, "weights": weights, "noise": sigma, "group": group, "cluster": cluster}
+    columns = {"response": given.response, "weights": weights, "noise": sigma, "group": group, "cluster": cluster}
     wanted = [name for name in columns.values() if isinstance(name, str)]
     runs = given.table.read(*names_in(given.law), *wanted)
     for option, name in [*columns.items(), *(("variable", name) for name in variable or ())]:
@@ -119,11 +120,12 @@ def fit_command(
             )
     fitted = given.fit_to(
         runs,
-        law_over(given.law, runs, variables=variable or (), positive=positive or (), response=response),
+        law_over(given.law, runs, variables=variable or (), positive=positive or (), response=given.response),
         starts=starts_of(starts),
         weights=weights,
         noise=sigma,
         bounds=bounds_of(bounds),
+        overestimate_penalty=overestimate_penalty,
     )
     profiles = {name: fitted.profile(name, cluster) for name in profile or ()}
     typer.echo(fitted.summary(level, bootstrap, cluster))

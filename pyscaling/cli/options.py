@@ -66,6 +66,9 @@ _FIT = {
             "are variables.",
         ),
     ],
+    "response": Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that the law gives.  [default: loss]")
+    ],
     "objective": ObjectiveOption,
     "delta": DeltaOption,
     "residual": ResidualOption,
@@ -137,6 +140,7 @@ class Fitted:
 
     table: Table
     law: str
+    response: str | None
     objective: str
     delta: float
     residual: str
@@ -156,7 +160,10 @@ class Fitted:
             from pyscaling.fitting.save import load
 
             return load(self.table.path)
-        return self.fit_to(self.table.read(*names_in(self.law)), self.law)
+        from pyscaling.fitting.fit import law_over
+
+        runs = self.table.read(*names_in(self.law), *([self.response] if self.response else []))
+        return self.fit_to(runs, law_over(self.law, runs, response=self.response))
 
     def fit_to(self, runs: "Runs", law: Any, **more: Any) -> "Fit":
         from pyscaling.fitting import fit

@@ -104,7 +104,7 @@ def _unpiped(text: str) -> str:
             rows = []
             continue
         cells = [re.sub(r"[*`~\\]", "", cell).strip() for cell in line.strip()[1:-1].split("|")]
-        if not all(re.fullmatch(r":?-{2,}:?", cell) for cell in cells):
+        if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
             rows.append("\t".join(cells))
     return "\n".join(rows) if len(rows) > 1 else ""
 

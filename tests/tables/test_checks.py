@@ -67,3 +67,21 @@ def test_a_unit_that_is_stated_is_not_doubted() -> None:
     runs = ps.Runs(table, units={"N": 1e6, "D": "B"})
     assert not runs.doubts and np.array_equal(runs.N, N) and pytest.approx(D, rel=1e-15) == runs.D
     assert not runs.select(runs.N > 2e8).doubts and not ps.Runs(runs).doubts  # nor in a part of the table
+
+
+def test_a_doubt_concerns_what_a_law_uses_and_can_be_settled() -> None:
+    table = {"N": np.full(12, 400.0), "D": np.geomspace(1e4, 1e6, 12), "kind": ["a", "b"] * 6}
+    table["loss"] = 2 + 30 * np.asarray(table["D"]) ** -0.4 + 0.1 * (np.arange(12) % 2)
+    assert ps.Runs(table).doubts_about(["D"]) == () and ps.Runs(table).doubts
+    settled = ps.Runs(table, units={"D": 1, "N": 1})
+    fit = ps.fit(settled, "power_constant_D", group="kind", shared=["alpha"])
+    assert not settled.doubts and "units" not in fit.verdict
+    assert ps.fit(ps.Runs({**TRUE, "C": 6e-9 * N * D}), "power_constant_C").verdict.startswith(
+        "NOT TO BE TRUSTED: units: C"
+    )
+
+
+def test_a_loss_in_bits_per_byte_by_its_name() -> None:
+    runs = ps.Runs({"N": N, "D": D, "val_bpb": LOSS}, columns={"loss": "val_bpb"})
+    assert "'val_bpb' is in bits, and not per token" in runs.doubts[0]
+    assert not ps.Runs({"N": N, "D": D, "val_bpb": LOSS}, columns={"loss": "val_bpb"}, units={"loss": 2.9}).doubts

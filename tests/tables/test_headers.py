@@ -95,3 +95,23 @@ def test_units_that_a_user_names(column: str, unit: object, scale: float) -> Non
 def test_what_is_no_unit(column: str, unit: object) -> None:
     with pytest.raises(ValueError, match=rf"unit of {column}|'Q' is missing"):
         ps.Runs({"N": [2.0], "D": [3.0], "C": [5.0], "loss": [7.0]}, units={column: unit})
+
+
+def test_numbers_are_taken_before_names_of_sizes() -> None:
+    table = {"model_size": ["tiny", "small"], "num_params": [3e6, 2.5e7], "tokens_per_second": [1e5, 1e5]}
+    runs = ps.Runs(table)
+    assert runs.N.tolist() == [3e6, 2.5e7]
+    with pytest.raises(ValueError, match="its name there"):  # a rate is no suggestion for D
+        runs.D
+    nominal = ps.Runs({"model_size": ["135M", "1B"], "total_params": [157_600_000, 1.2e9]})
+    assert nominal.N.tolist() == [157_600_000, 1.2e9]
+
+
+def test_a_column_keeps_its_own_numbers_under_its_own_name() -> None:
+    """A law of perplexity is fitted to perplexity, though the loss that it gives is read from it, too."""
+    size = np.geomspace(1e7, 1e10, 12)
+    runs = ps.Runs({"params (M)": size / 1e6, "perplexity": 900 * size**-0.2})
+    assert runs["N"] == pytest.approx(size) and runs["params (M)"] == pytest.approx(size / 1e6)
+    assert runs.loss == pytest.approx(np.log(900) - 0.2 * np.log(size))
+    fit = ps.fit(runs, law=ps.Law("a*N**-b", response="perplexity"))
+    assert fit.params == pytest.approx({"a": 900, "b": 0.2}, rel=1e-6)

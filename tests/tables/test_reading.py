@@ -152,3 +152,26 @@ def test_numbers_are_read_to_the_last_bit(tmp_path: Path) -> None:
         tmp_path / "long.csv", index=False
     )
     assert np.array_equal(ps.read_runs(tmp_path / "long.csv").loss, np.linspace(4, 3, n))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("runs.json", '{"a": {"N": 1e7, "D": 1e9, "loss": 3.5, "curve": [5, 4]}, "b": {"N": 1e8, "D": 2e9, "loss": 3.0}}'),
+        ("runs.json", '{"made": "today", "runs": [{"N": 1e7, "D": 1e9, "loss": 3.5}, {"N": 1e8, "D": 2e9, "loss": 3.0}]}'),
+        ("runs.md", "# Runs\n\n| N | **D** | val loss |\n|---|:-:|---:|\n| ~10M | 1B | **3.5** |\n| 100M | 2B | 3.0 |\n\nEnd"),
+        ("runs.txt", "| N | D | loss |\n| --- | --- | --- |\n| 1e7 | 1e9 | 3.5 |\n| 1e8 | 2e9 | 3.0 |\n"),
+        ("runs.json", '{"N": [1e7, 1e8], "D": [1e9, 2e9], "loss": [3.5, 3.0], "tags": [["a"], []]}'),
+    ],
+)  # fmt: skip
+def test_what_people_paste_and_scripts_nest(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    runs = ps.read_runs(tmp_path / name)
+    assert same(runs) and not {"curve", "tags"} & set(runs.columns)
+    assert ("left out, for it is not one value a run" in runs.taken) == ("curve" in text or "tags" in text)
+
+
+def test_a_mark_for_nothing_is_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "runs.md"
+    path.write_text("| N | D | loss |\n|---|---|---|\n| 10M | 1B | 3.5 |\n| 30M | 1B | \\- |\n| 100M | 2B | 3.0 |\n")
+    assert same(ps.read_runs(path, drop_missing=True))

@@ -480,9 +480,6 @@ class Fit(Result):
         degrees = len(self.runs) - self.problem.n_free
         return Bootstrap(self.params, params, np.full(n, self.objective_value), np.ones(n, dtype=bool), degrees, self)
 
-    def _bootstrap_once(self) -> Bootstrap:
-        return self._bootstrap_for_prediction(1000, None, 0, None)
-
     @property
     def verdict(self) -> str:
         """Whether to believe the fit, and the worst that is known of it; `evidence` has the rest."""

@@ -153,7 +153,7 @@ def is_helpful(error: ValueError) -> bool:
     innermost = traceback.extract_tb(error.__traceback__)[-1].filename
     return (
         type(error) is ValueError
-        and Path(innermost).parent.parts[-1] in ("pyscaling", "fitting")
+        and Path(innermost).parent.parts[-1] in ("pyscaling", "fitting", "tables")
         and (len(str(error)) > 20 and str(error).endswith("."))
     )
 
@@ -179,7 +179,7 @@ def test_any_fit(case: tuple[str, list[str] | None, dict[str, np.ndarray], dict[
             law = ps.Law(expression, positive, variables=[v for v in "ND" if re.search(rf"\b{v}\b", expression)])
             fit = ps.fit(table, law, **options)
             boot = fit.bootstrap(20)
-            fit._bootstrap_once = lambda: boot
+            fit._bootstrap_for_prediction = lambda *_: boot
             at = {name: np.quantile(table[name], [0.1, 0.9]) for name in law.variables}
             prediction = fit.predict(**at, n=20)
             text, exported = str(fit), json.loads(fit.to_json())

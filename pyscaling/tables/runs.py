@@ -5,6 +5,7 @@ N non-embedding parameters, D training tokens, C training FLOPs, loss in nats pe
 
 import csv
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -211,14 +212,15 @@ class Runs:
             return column.astype(np.float64)
         values = np.empty(len(column))
         for row, cell in enumerate(column.tolist()):
-            if cell is None or str(cell).strip().lower() in EMPTY:
+            text = "" if cell is None else re.sub(r"[*`~≈\\]", "", str(cell)).strip()  # marks of emphasis, and about
+            if text.lower() in EMPTY:
                 values[row] = np.nan
                 continue
             try:
-                values[row] = float(cell)
-            except (TypeError, ValueError):
+                values[row] = float(text)
+            except ValueError:
                 try:
-                    values[row] = cell_value(name, str(cell))
+                    values[row] = cell_value(name, text)
                 except ValueError:
                     raise ValueError(
                         f"{name} must be a number; row {self.rows[row] + 1} of {self.source} has {name}={str(cell)!r}. Write it "

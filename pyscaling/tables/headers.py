@@ -196,7 +196,7 @@ def _of_words(column: str, values: Any) -> int:
     if column not in ("N", "D", "C", "S", "loss"):
         return 0
     array = np.asarray(values, dtype=object)
-    cells = [cell.strip() for cell in array[:100].tolist() if isinstance(cell, str)] if array.ndim == 1 else []
+    cells = [bare_cell(cell) for cell in array[:100].tolist() if isinstance(cell, str)] if array.ndim == 1 else []
     cells = [cell for cell in cells if cell.lower() not in EMPTY]
     if not cells or all(_is_number(cell) for cell in cells):
         return 0
@@ -364,6 +364,11 @@ def _power(plain: str) -> Unit | None:
         return None
     scale = float(f"{found[1] or 1}e{found[2] or found[3]}")
     return Unit(scale)
+
+
+def bare_cell(cell: Any) -> str:
+    """A cell as text, without marks of emphasis and of about; "" for None."""
+    return "" if cell is None else re.sub(r"[*`~≈\\]", "", str(cell)).strip()
 
 
 def cell_value(column: str, text: str) -> float:

@@ -5,7 +5,6 @@ N non-embedding parameters, D training tokens, C training FLOPs, loss in nats pe
 
 import csv
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyscaling.tables.checks import doubts
-from pyscaling.tables.headers import EMPTY, Unit, cell_value, likely, match, meaning, unit_of
+from pyscaling.tables.headers import EMPTY, Unit, bare_cell, cell_value, likely, match, meaning, unit_of
 from pyscaling.tables.reading import as_mapping, read_table
 
 _NUMBERS = ("N", "D", "C", "loss")  # must be there, finite and positive, in every row
@@ -212,7 +211,7 @@ class Runs:
             return column.astype(np.float64)
         values = np.empty(len(column))
         for row, cell in enumerate(column.tolist()):
-            text = "" if cell is None else re.sub(r"[*`~≈\\]", "", str(cell)).strip()  # marks of emphasis, and about
+            text = bare_cell(cell)
             if text.lower() in EMPTY:
                 values[row] = np.nan
                 continue

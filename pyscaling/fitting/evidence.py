@@ -8,6 +8,7 @@ import numpy as np
 
 from pyscaling.fitting.covariance import moments
 from pyscaling.fitting.problem import Problem
+from pyscaling.fitting.result import html_table
 from pyscaling.fitting.sample import LONG, sample_of
 from pyscaling.tables import Runs
 
@@ -73,10 +74,14 @@ class Evidence:
         return not self.concerns
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        lines = "".join(f"<p>{escape(line.strip())}</p>" for line in str(self).splitlines())
-        return f"<div><b>evidence</b>{lines}</div>"
+        rows = [
+            ("concerns", "; ".join(self.concerns) or "none"),
+            ("cautions", "; ".join(self.cautions) or "none"),
+            ("scaled gradient", f"{self.gradient_norm:.1e}"),
+            ("starts that agree", f"{self.agreeing:.0%} of {self.n_starts}"),
+            ("condition number", f"{self.condition_number:.2g}"),
+        ]
+        return html_table([("evidence", ""), *rows], align="left")
 
     def __str__(self) -> str:
         minima = (

@@ -14,7 +14,7 @@ import numpy as np
 from pyscaling import laws
 from pyscaling.fitting.bootstrap import check_level, student_t
 from pyscaling.fitting.fit import Fit, Prediction, fit
-from pyscaling.fitting.result import Result, new_axes
+from pyscaling.fitting.result import Result, html_table, new_axes
 from pyscaling.laws import Law
 from pyscaling.tables import Runs
 
@@ -97,6 +97,13 @@ class ComputeGain(Result):
         if self.unreachable:
             lines.append(f"  {self.baseline} never reaches this loss in {self.unreachable:.0%} of the resamples")
         return "\n".join([*lines, *(f"! {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        interval = f"{self.low:.3g} .. {self.high:.3g}"
+        head = ("", "gain in compute", f"{self.level:.0%} interval", "at C, FLOPs", "runs")
+        runs = " + ".join(f"{len(fitted.runs)}" for fitted in self.fits.values())
+        row = (f"{self.other} over {self.baseline}", f"{self.value:.3g}", interval, f"{self.at:.3g}", runs)
+        return html_table([head, row], notes=[f"! {note}" for note in self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -43,12 +43,14 @@ class TableResult(Result):
         return html_table(first, title) + "".join(map(html_table, others)) + html_notes(notes)
 
 
-def html_table(rows: Sequence[Sequence[str]], caption: str = "", notes: Sequence[str] = ()) -> str:
-    """Rows of cells, the first the header, as an HTML table: the first column set left, the others right."""
+def html_table(
+    rows: Sequence[Sequence[str]], caption: str = "", notes: Sequence[str] = (), align: str = "right"
+) -> str:
+    """Rows of cells, the first the header, as an HTML table: the first column set left, the others as `align` says."""
     from html import escape
 
     def line(row: Sequence[str], tag: str) -> str:
-        sides = ["left", *["right"] * (len(row) - 1)]
+        sides = ["left", *[align] * (len(row) - 1)]
         cells = (f'<{tag} style="text-align: {side}">{escape(c)}</{tag}>' for c, side in zip(row, sides, strict=True))
         return f"<tr>{''.join(cells)}</tr>"
 

@@ -79,14 +79,14 @@ def test_rows_that_another_column_tells_apart_are_no_copies() -> None:
 
 def test_the_verdict_carries_the_worst() -> None:
     """A doubt about units comes before all else, a misfit by the replicates' noise is never "no concerns"."""
-    table = ps.Runs({"N": N, "D": D, "loss": LOSS * noise(0.004, 64)})
-    table.doubts = ("N looks like millions",)
+    table = ps.Runs({"N": N, "D": D, "C": 6e-9 * N * D, "loss": LOSS * noise(0.004, 64)})
+    (doubt,) = table.doubts
     fit = ps.fit(table, bounds={"alpha": (None, 0.2)})
-    assert fit.evidence.concerns[:2] == ["N looks like millions", "alpha ended at a bound or vanished"]
-    assert fit.verdict == "NOT TO BE TRUSTED: N looks like millions"
+    assert fit.evidence.concerns[:2] == [doubt, "alpha ended at a bound or vanished"]
+    assert fit.verdict == f"NOT TO BE TRUSTED: {doubt}" and "GFLOPs" in doubt
     weights = np.where(np.arange(64) == 3, 0.0, 1.0)
     for way in ({"weights": weights}, {"group": np.arange(64) % 2, "shared": ["A", "alpha", "B", "beta"]}):
-        assert ps.fit(table, **way).evidence.concerns[0] == "N looks like millions"
+        assert ps.fit(table, **way).evidence.concerns[0] == doubt
     cell = np.repeat(np.arange(64), 3)
     shifted = LOSS[cell] * noise(0.006, 64)[cell] * noise(0.0015, 192)
     fit = ps.fit({"N": N[cell], "D": D[cell], "loss": shifted}, objective="gaussian")

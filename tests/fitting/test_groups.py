@@ -1,6 +1,5 @@
 """One law for several groups against separate fits and known truths."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -118,19 +117,3 @@ def test_the_law_is_printed_once() -> None:
     assert "**in_" not in str(fit) and sum("E_web_text" in line for line in lines) == 1
     own = ps.fit(runs(0.005), group="corpus")
     assert own.formula == "loss = E + A/N**alpha + B/D**beta, E, A, alpha, B, beta of each group its own"
-
-
-def test_groups_are_plotted() -> None:
-    fit = ps.fit(runs(0.005), group="corpus", shared=["alpha", "beta"])
-    ax = fit.plot()
-    curves = [line for line in ax.lines if line.get_linestyle() == "-"]
-    assert [line.get_label().split(",")[0] for line in curves] == ["web text", "code"]
-    middle = np.median(fit.runs["D"][fit.runs["corpus"] == "code"])
-    x, y = curves[1].get_data()
-    assert y == pytest.approx(fit.evaluate(N=x, D=middle, group="code"))
-    assert len(fit.plot(group="code").lines) == 2
-    with pytest.raises(ValueError, match="group='book' is unknown"):
-        fit.plot(group="book")
-    with pytest.raises(ValueError, match="no groups to show"):
-        ps.fit(runs(0.005)).plot(group="code")
-    plt.close("all")

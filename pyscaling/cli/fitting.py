@@ -24,6 +24,7 @@ from pyscaling.cli.options import (
     value_of,
 )
 from pyscaling.cli.show import (
+    busy,
     check_level,
     check_output,
     check_outputs,
@@ -128,7 +129,9 @@ def fit_command(
         overestimate_penalty=overestimate_penalty,
     )
     profiles = {name: fitted.profile(name, cluster) for name in profile or ()}
-    typer.echo(fitted.summary(level, bootstrap, cluster))
+    with busy(f"{bootstrap:,} refits"):
+        text = fitted.summary(level, bootstrap, cluster)
+    typer.echo(text)
     for found in profiles.values():
         typer.echo(found.summary(level))
     if json is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyscaling.cli.app import is_number, named, number, one_clear_message, pairs
+from pyscaling.cli.show import busy
 
 if TYPE_CHECKING:
     from pyscaling.fitting import Fit
@@ -110,13 +111,14 @@ class Table:
         """The runs, and on the terminal what was taken for what. needed: further columns whose empty rows may be dropped."""
         from pyscaling.tables import read_runs
 
-        runs = read_runs(
-            self.path,
-            dict(pairs("--column", self.column, "N=params")),
-            units=dict(pairs("--unit", self.unit, "N=1e6")),
-            where=self.where,
-            drop_missing=self.drop_missing,
-        )
+        with busy(f"reading {self.path.name}"):
+            runs = read_runs(
+                self.path,
+                dict(pairs("--column", self.column, "N=params")),
+                units=dict(pairs("--unit", self.unit, "N=1e6")),
+                where=self.where,
+                drop_missing=self.drop_missing,
+            )
         further = [name for name in needed if name in runs]
         if self.drop_missing and further:
             from pyscaling.tables import Runs
@@ -170,16 +172,18 @@ class Fitted:
 
         choices: Any = {"objective": self.objective, "residual": self.residual, **more}
         column = self.group.partition("=")[0] if self.group else None
-        return fit(
-            runs,
-            law=law,
-            delta=self.delta,
-            fixed={name: number("--fixed", f"{name}={x}", x) for name, x in pairs("--fixed", self.fixed, "alpha=0.35")},
-            tied=tied_names(self.tied),
-            group=column,
-            shared=named("--shared", self.shared),
-            **choices,
-        )
+        fixed = {name: number("--fixed", f"{name}={x}", x) for name, x in pairs("--fixed", self.fixed, "alpha=0.35")}
+        with busy(f"fitting {len(runs):,} runs"):
+            return fit(
+                runs,
+                law=law,
+                delta=self.delta,
+                fixed=fixed,
+                tied=tied_names(self.tied),
+                group=column,
+                shared=named("--shared", self.shared),
+                **choices,
+            )
 
 
 def reads_table(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,8 @@
 """What commands print and write."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +13,18 @@ if TYPE_CHECKING:
     from pyscaling.fitting import Fit
     from pyscaling.fitting.profile import Profile
     from pyscaling.report.analysis import Analysis, HeldOutTest, LawChoice
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Says what is being done while it is, on a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
 
 
 def show(result: Any, json: Path | None, plot: Path | None) -> None:

@@ -527,9 +527,10 @@ class Fit(Result):
     def intervals(
         self, level: float = 0.9, n: int | None = None, cluster: Any = None
     ) -> dict[str, tuple[float, float]]:
-        """name -> interval, of a bootstrap of n resamples (see Bootstrap.interval); 0: from the sandwich's standard errors.
+        """name -> interval, of a bootstrap of n resamples, 1,000 unless given (see Bootstrap.interval).
 
-        By default 1,000, and 0 of more than 20,000 runs: there its normal law holds, and 1,000 refits take minutes.
+        From the sandwich's standard errors with n = 0, and of more than 20,000 runs: there its normal law holds, and refits
+        take minutes (`bootstrap` makes them all the same).
         """
         check_level(level)
         if n := self._resamples(n):
@@ -544,7 +545,7 @@ class Fit(Result):
         }
 
     def _resamples(self, n: int | None) -> int:
-        return (1000 if len(self.runs) <= MANY else 0) if n is None else n
+        return 0 if len(self.runs) > MANY else 1000 if n is None else n
 
     def summary(self, level: float = 0.9, n: int | None = None, cluster: Any = None) -> str:
         """A table of the fit; its first line says whether to believe it. n, cluster: as of `intervals`."""
@@ -714,6 +715,8 @@ def law_over(
         raise ValueError(
             f"law must be a name, an expression or a ps.Law, got {law!r}; `pyscaling laws` lists the names."
         )
+    if law == "step_law":  # of the two, the one that the table is a sweep of
+        law = "step_law_batch" if "batch" in runs and "learning_rate" not in runs else "step_law_learning_rate"
     if isinstance(law, Law) or not any(sign in law for sign in "+*/("):
         chosen = laws.get(law)
         if variables or positive:

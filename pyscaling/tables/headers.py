@@ -198,7 +198,7 @@ def _of_words(column: str, values: Any) -> int:
     array = np.asarray(values, dtype=object)
     cells = [bare_cell(cell) for cell in array[:100].tolist() if isinstance(cell, str)] if array.ndim == 1 else []
     cells = [cell for cell in cells if cell.lower() not in EMPTY]
-    if not cells or all(_is_number(cell) for cell in cells):
+    if not cells or all(is_number(cell) for cell in cells):
         return 0
     try:
         for cell in cells:
@@ -208,7 +208,7 @@ def _of_words(column: str, values: Any) -> int:
     return 2
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

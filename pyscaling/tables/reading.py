@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyscaling.tables.headers import meaning
+from pyscaling.tables.headers import is_number, meaning
 
 KNOWN = ".csv, .tsv, .txt, .md, .json, .jsonl, .parquet or .xlsx"
 _SEPARATORS = ",;\t|"
@@ -122,7 +122,7 @@ def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
         first = comments[0]
     separator = separator or _separator(lines[first : first + 20])
     header, below = _cells(lines[first], separator), [i for i in comments if i < first]
-    if below and all(map(_is_number, header)):  # as numpy.savetxt writes: the header is a comment
+    if below and all(map(is_number, header)):  # as numpy.savetxt writes: the header is a comment
         header = _cells(lines[below[-1]].lstrip().lstrip("#"), separator)
     else:
         first += 1
@@ -182,14 +182,6 @@ def _separator(lines: list[str]) -> str:
 
 def _cells(line: str, separator: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_binary(path: Path, ending: str) -> dict[str, Any]:

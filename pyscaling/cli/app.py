@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Annotated, Any
@@ -61,6 +63,8 @@ def one_clear_message(resumes: bool = False) -> Iterator[None]:
             )
             warnings.showwarning = line
             yield
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,9 @@ Residual = Literal["log", "raw"]
 _LAD_DELTA = 1e-9
 # A positive coefficient that runs off is stopped, and reported at a bound, before it leaves the range of a double.
 LEAST_LOG, LARGEST_LOG = math.log(sys.float_info.min), math.log(sys.float_info.max)
+
+
+_cores = cache(available_cores)  # read from files, which a fit of milliseconds need not do again
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def make_problem(
         objective=objective,  # type: ignore[arg-type]
         delta=float(delta),
         residual=residual,  # type: ignore[arg-type]
-        threads=threads if threads is not None else available_cores(),
+        threads=threads if threads is not None else _cores(),
         units=units,
         penalty=float(penalty),
         known_noise=noise is not None,

@@ -1,4 +1,4 @@
-"""Files of runs, as columns: what spreadsheets, loggers and other people's scripts write. pandas and its engines read them."""
+"""Files of runs, as columns: what spreadsheets, loggers and other people's scripts write."""
 
 import csv
 import gzip
@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyscaling.tables.headers import is_number, meaning
 
 KNOWN = ".csv, .tsv, .txt, .md, .json, .jsonl, .parquet or .xlsx"
 _SEPARATORS = ",;\t|"
+_LONG = 2_000_000  # characters
+_NA = ("", "NaN", "nan", "NA", "N/A", "<NA>", "null", "None")
+_COMMA = re.compile(r"\s*-?\d+,(?:\d{1,2}|\d{4,})(?:e[-+]?\d+)?\s*", re.IGNORECASE)
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -110,9 +115,7 @@ def _unpiped(text: str) -> str:
 
 
 def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
-    import pandas as pd
-
-    lines = text.splitlines()
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     comments = [i for i, line in enumerate(lines) if line.lstrip().startswith("#")] if "#" in text else []
     skipped = set(comments)
     first = next((i for i, line in enumerate(lines) if line.strip() and i not in skipped), None)
@@ -133,41 +136,70 @@ def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
     header = [column or f"column {i}" for i, column in enumerate(header, 1)]
     if all(line.endswith(separator) for line in [lines[first - 1], *body[:20]]) and header[-1].startswith("column "):
         header[-1] = "\0"  # every line ends with the separator
-    if '"' not in text:
+    columns = (_by_pandas if len(text) > _LONG else _by_csv)(body, header, separator, name)
+    columns.pop("\0", None)
+    texts = {column: values for column, values in columns.items() if values.dtype == object}
+    if separator != "," and any(_COMMA.fullmatch(str(cell)) for values in texts.values() for cell in values):
+        for column, values in texts.items():  # 3,14 is a number where commas separate nothing
+            plain = [None if cell is None else str(cell).replace(".", "").replace(",", ".") for cell in values.tolist()]
+            columns[column] = _typed(plain) if all(cell is None or is_number(cell) for cell in plain) else values
+    return columns
+
+
+def _by_csv(body: list[str], header: list[str], separator: str, name: str) -> dict[str, np.ndarray]:
+    """Columns of a short table, for which pandas would take longer to be imported than to read."""
+    rows: list[list[str]] = []
+    for row in csv.reader(body, delimiter=separator, skipinitialspace=True):
+        if len(row) != len(header):
+            raise ValueError(f"row {len(rows) + 1} of {name} has {len(row)} cells, its header {len(header)}.")
+        if any(cell.strip() for cell in row):
+            rows.append(row)
+    cells = zip(*rows, strict=True) if rows else [()] * len(header)
+    return {
+        column: _typed([None if cell.strip() in _NA else cell.strip() for cell in of])
+        for column, of in zip(header, cells, strict=True)
+    }
+
+
+def _by_pandas(body: list[str], header: list[str], separator: str, name: str) -> dict[str, np.ndarray]:
+    import pandas as pd
+
+    if '"' not in "".join(body):
         counts = [line.count(separator) + 1 for line in body]
         ragged = next((i for i, count in enumerate(counts) if count != len(header)), None)
         if ragged is not None:
             raise ValueError(f"row {ragged + 1} of {name} has {counts[ragged]} cells, its header {len(header)}.")
-    exact: Any = (
-        {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
-    )  # from 3 on it is, without being asked
+    # from pandas 3 on it is exact without being asked
+    exact: Any = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
     try:
         frame = pd.read_csv(
             io.StringIO("\n".join(body)), sep=separator, header=None, names=header, index_col=False, skipinitialspace=True,
-            keep_default_na=False, na_values=["", "NaN", "nan", "NA", "N/A", "<NA>", "null", "None"],
-            low_memory=False, on_bad_lines="error", **exact,
+            keep_default_na=False, na_values=list(_NA), low_memory=False, on_bad_lines="error", **exact,
         )  # fmt: skip
-    except pd.errors.EmptyDataError:
-        return {column: [] for column in header if column != "\0"}
     except (pd.errors.ParserError, ValueError) as error:
         found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
         if found is None:
             raise ValueError(f"table {name!r} cannot be read: {error}.") from None
         raise ValueError(f"row {found[2]} of {name} has {found[3]} cells, its header {found[1]}.") from None
     frame = frame.dropna(how="all")
-    columns = {column: frame[column] for column in header if column != "\0"}
-    texts = {column: values for column, values in columns.items() if values.dtype.kind not in "biuf"}
-    comma = separator != "," and any(
-        values.astype(str).str.fullmatch(r"\s*-?\d+,(?:\d{1,2}|\d{4,})(?:e[-+]?\d+)?\s*", case=False).any()
-        for values in texts.values()
-    )
-    if comma:  # 3,14 is a number where commas separate nothing
-        for column, values in texts.items():
-            plain = values.astype(str).str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-            numbers = pd.to_numeric(plain, errors="coerce")
-            if (numbers.notna() | values.isna()).all():
-                columns[column] = numbers
-    return columns
+    out = {}
+    for column in header:
+        values = frame[column]
+        number = values.dtype.kind in "biuf"
+        out[column] = values.to_numpy() if number else _typed([None if pd.isna(cell) else cell for cell in values])
+    return out
+
+
+def _typed(cells: Sequence[Any]) -> np.ndarray:
+    """Whole numbers, numbers with NaN for None, or whatever it is with None where nothing is."""
+    try:
+        return np.array([int(cell) for cell in cells], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    try:
+        return np.array([np.nan if cell is None else float(cell) for cell in cells], dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(cells, dtype=object)
 
 
 def _separator(lines: list[str]) -> str:
@@ -230,8 +262,6 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _long(table: dict[str, Any]) -> dict[str, Any]:
     """A line plot of Weights & Biases, "run - metric" with __MIN and __MAX beside, as rows of run, step and metric."""
-    import numpy as np
-
     extremes = {f"{name}{end}" for name in table for end in ("__MIN", "__MAX") if f"{name}__MIN" in table}
     plotted = [name for name in table if f"{name}__MIN" in table and " - " in name]
     if not plotted:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import pyscaling as ps
+from pyscaling.tables import reading
 
 ROWS = "N,D,loss\n1e7,1e9,3.5\n1e8,2e9,3.0\n"
 RUNS = {"N": [1e7, 1e8], "D": [1e9, 2e9], "loss": [3.5, 3.0]}
@@ -43,7 +44,11 @@ def same(runs: ps.Runs) -> bool:
                        b'{"config": {"num_params": 1e8, "D": 2e9}, "summary": {"eval/loss": 3.0}}\n'),
     ],
 )  # fmt: skip
-def test_the_same_table_in_many_forms(name: str, content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("long", [False, True])  # by csv, and by pandas
+def test_the_same_table_in_many_forms(
+    name: str, content: bytes, long: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_LONG", 0 if long else 10**9)
     (tmp_path / name).write_bytes(content)
     asked = {"D": "config.D"} if b"config" in content else None
     assert same(ps.read_runs(tmp_path / name, asked))
@@ -74,7 +79,11 @@ def test_zst_and_xlsx(tmp_path: Path) -> None:
         ("runs.parquet", b"no parquet", "cannot be read as .parquet|needs another package"),
     ],
 )
-def test_what_cannot_be_read_is_named(name: str, content: bytes, message: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("long", [False, True])
+def test_what_cannot_be_read_is_named(
+    name: str, content: bytes, message: str | None, long: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_LONG", 0 if long else 10**9)
     (tmp_path / name).write_bytes(content)
     if message is None:
         assert ps.read_runs(tmp_path / name).N.tolist() == [1.5, 2e7]
@@ -147,7 +156,7 @@ def test_a_line_plot_of_runs_becomes_curves(tmp_path: Path) -> None:
 
 
 def test_numbers_are_read_to_the_last_bit(tmp_path: Path) -> None:
-    n = 100_000
+    n = 100_000  # long enough for pandas
     pd.DataFrame({"N": np.full(n, 1e7), "D": np.full(n, 1e9), "loss": np.linspace(4, 3, n)}).to_csv(
         tmp_path / "long.csv", index=False
     )

@@ -102,7 +102,9 @@ def is_number(value: Any) -> bool:
 
 
 def plain_number(text: str) -> float:
-    """A number, its thousands grouped by commas or not; 1,5 is none, for it may mean either. Raises ValueError."""
+    """A number, its thousands grouped by commas or spaces or not; 1,5 is none, for it may mean either. Raises ValueError."""
+    if re.fullmatch(r"[-+]?\d{1,3}([ \u00a0\u202f]\d{3})+(\.\d+)?", text):
+        return float(re.sub(r"[ \u00a0\u202f]", "", text))
     if "," in text and not re.match(r"[-+]?\d{1,3}(,\d{3})+(?![\d,])", text):
         raise ValueError(text)
     return float(text.replace(",", "").replace("_", ""))

@@ -17,7 +17,7 @@ from pyscaling.fitting.fit import Fit, fit, law_over
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import TableResult, groups_of_close, new_axes
 from pyscaling.laws import Law
-from pyscaling.tables import Runs
+from pyscaling.tables import Runs, as_runs
 
 _SAME_SIZE = 0.02  # the largest N: sizes that follow it this closely are one model
 _SHARES = (0.2, 0.35, 0.5)  # of the runs, held out by the cuts: with more of them the rest lies further below
@@ -171,7 +171,7 @@ def compare(
     A law that cannot be fitted is listed with its reason. Raises ValueError for bad arguments, or if no law can be fitted.
     """
     check_level(level)
-    table = runs if isinstance(runs, Runs) else Runs(runs)
+    table = as_runs(runs)
     if isinstance(laws, str | Law):
         laws = [laws]
     if laws is None:

@@ -12,7 +12,7 @@ import numpy as np
 from pyscaling.fitting.fit import Fit, fit
 from pyscaling.fitting.isoflop import ComputeOptimal
 from pyscaling.fitting.result import new_axes
-from pyscaling.tables import Runs
+from pyscaling.tables import Runs, as_runs
 
 
 class Envelope(ComputeOptimal):
@@ -81,7 +81,7 @@ def envelope(
     curves (docs/isoflop.md): a resample of 12 sizes is a grid of 8.
     Raises ValueError for bad arguments, fewer than three sizes, or if fewer than two points are left.
     """
-    table = curves if isinstance(curves, Runs) else Runs(curves)
+    table = as_runs(curves)
     if points < 2 or n < 2:
         raise ValueError(f"points and n must be at least 2, got {points} and {n}.")
     if not (np.isfinite(smoothing) and smoothing >= 0):

@@ -32,7 +32,7 @@ from pyscaling.fitting.problem import LARGEST_LOG, LEAST_LOG, Problem, automatic
 from pyscaling.fitting.result import Result, html_table, text_table
 from pyscaling.fitting.sample import LONG, solve_from_parts, solve_from_sample
 from pyscaling.laws import POSITIVE_VARIABLES, USUAL_VARIABLES, Law
-from pyscaling.tables import Runs, read_runs
+from pyscaling.tables import Runs, as_runs
 
 if TYPE_CHECKING:
     from pyscaling.fitting.profile import Profile
@@ -107,9 +107,7 @@ def fit(
     threads: default all cores; results do not depend on it.
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
-    if isinstance(runs, str | Path):
-        runs = read_runs(runs)
-    table = runs if isinstance(runs, Runs) else Runs(runs)
+    table = as_runs(runs)
     chosen = _tie(law_over(law, table), tied)
     for column in (*chosen.variables, chosen.response, weights, noise):
         if isinstance(column, str) and column not in table:

@@ -16,7 +16,7 @@ from pyscaling.fitting.bootstrap import check_level, student_t
 from pyscaling.fitting.fit import Fit, Prediction, fit
 from pyscaling.fitting.result import Result, html_table, new_axes
 from pyscaling.laws import Law
-from pyscaling.tables import Runs
+from pyscaling.tables import Runs, as_runs
 
 _REACH = 30 * np.log(10)  # how far in ln C the baseline's compute is looked for, on both sides
 
@@ -169,7 +169,7 @@ def compute_gain(
     check_level(level)
     if n < 2:
         raise ValueError(f"n must be at least 2 resamples, got {n}; 1,000 or more make a steady interval.")
-    table = runs if isinstance(runs, Runs) else Runs(runs)
+    table = as_runs(runs)
     chosen = laws.get(law)
     if chosen.variables != ("C",):
         raise ValueError(

@@ -20,7 +20,7 @@ from pyscaling.fitting.bootstrap import check_level
 from pyscaling.fitting.fit import Prediction
 from pyscaling.fitting.problem import _weights
 from pyscaling.fitting.result import TableResult, groups_of_close, new_axes
-from pyscaling.tables import Runs
+from pyscaling.tables import Runs, as_runs
 
 _METHODS = ("parabola", "akima")
 _LARGE_MISFIT = 2.0  # chance alone exceeds it in 2 tables of 100 with four budgets, in none with ten
@@ -306,7 +306,7 @@ def isoflop(
     Warns of budgets that give no optimum (`dropped` has them), and of optima that scatter more than their noise explains.
     Raises ValueError for bad arguments, or fewer than two optima.
     """
-    table = runs if isinstance(runs, Runs) else Runs(runs)
+    table = as_runs(runs)
     if method not in _METHODS:
         raise ValueError(f"method={method!r} is unknown; known are {', '.join(_METHODS)}.")
     if not 0 < tolerance < 1:

@@ -26,7 +26,9 @@ _BELOW, _SHARE_BELOW = 0.1, 0.25  # tokens per parameter that so large a share o
 _RATIO = 5.0  # by which C may differ from 6ND: attention, embeddings, the head, experts
 _FORWARD = (0.3, 0.37)  # C / 6ND of a forward pass alone
 _ROW = 30.0  # times the median ratio: a row in a unit of its own
-_LARGEST_LOSS = 12.0  # nats: the logarithm of a vocabulary of 160,000
+# (N, D, loss) of the median run: so large a model on so many tokens is below that loss; the last, ln of a vocabulary of 160,000
+_LARGEST_LOSS = ((1e9, 1e10, 4.5), (1e7, 1e8, 6.5), (0.0, 0.0, 12.0))
+_SMALL, _LOSS_OF_SMALL = 3e4, 2.7  # parameters of the median run, and the least loss in nats that such models come to
 _BITS_PER_BYTE = (0.4, 1.35)  # the median run's; in nats per token text is above, and classifiers are often below
 _PER_BYTE = "bits per byte are multiplied by ln 2 and the bytes of a token, as in --unit loss=2.9"
 _SCALES = {
@@ -53,7 +55,7 @@ def doubts(runs: "Runs", about: Collection[str] | None = None) -> tuple[str, ...
     given = {name: runs[name] for name in ("N", "D", "C") if name in runs and name not in runs.derived}
     found = _sizes(given, runs, given.keys() if about is None else about) if len(runs) and given else []
     if "loss" in runs and len(runs) and "loss" not in runs.declared and (about is None or "loss" in about):
-        found += _losses(runs)
+        found += _losses(runs) or (_small(runs) if not found else [])
     return tuple(found)
 
 
@@ -65,7 +67,7 @@ def _sizes(given: Mapping[str, np.ndarray], runs: "Runs", about: Collection[str]
     ]
     if not odd:
         return _rows(given, runs) if any(name in open_to_doubt and name in about for name in given) else []
-    return [f"units: {'; '.join(text for text, _ in odd)}{_remedy(middle, given, open_to_doubt)}"]
+    return [f"units: {'; '.join(text for text, _ in odd)}{_remedy(middle, given, open_to_doubt, runs.scaled)}"]
 
 
 def _odd(middle: Mapping[str, float], given: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[str, ...]]]:
@@ -91,7 +93,7 @@ def _odd(middle: Mapping[str, float], given: Mapping[str, np.ndarray]) -> list[t
         if not 1 / _RATIO <= ratio <= _RATIO:
             found.append((f"C is {ratio:.2g} times 6ND", ("N", "D", "C")))
         elif _FORWARD[0] <= ratio <= _FORWARD[1]:
-            found.append(("C is a third of 6ND, as of a forward pass alone", ("C",)))
+            found.append(("C is a third of 6ND, as of a forward pass alone", ("N", "D", "C")))
     return found
 
 
@@ -107,20 +109,42 @@ def _about(name: str, value: float) -> str:
     return f"{name} = {value:.3g} {what}"
 
 
-def _remedy(middle: Mapping[str, float], given: Mapping[str, np.ndarray], open_to_doubt: list[str]) -> str:
-    """The least odd reading of the numbers, as options that make it so."""
+def _remedy(
+    middle: Mapping[str, float],
+    given: Mapping[str, np.ndarray],
+    open_to_doubt: list[str],
+    scaled: Mapping[str, float],
+) -> str:
+    """The least odd reading of the numbers, as options that make it so. scaled: by what a header's unit multiplied them."""
+    if len(middle) == 3 and _FORWARD[0] <= 10 ** (middle["C"] - middle["N"] - middle["D"]) / 6 <= _FORWARD[1]:
+        return ". Where it is a whole step's, it is three times that: --unit C=3"
     steps = _steps(middle, given) if "D" in open_to_doubt else ""
     if steps:
         return f". {steps}"
-    choices = [_SCALES[name] if name in open_to_doubt else (1.0,) for name in middle]
+    choices = [
+        (*_SCALES[name], *([1 / scaled[name]] if name in scaled else [])) if name in open_to_doubt else (1.0,)
+        for name in middle
+    ]
     swaps = (False, True) if {"N", "D"} <= set(open_to_doubt) else (False,)
     readings = [(_cost(middle, scales, swap), scales, swap) for scales in product(*choices) for swap in swaps]
     cost, scales, swap = min(readings, key=lambda reading: reading[0])
     words = ["N and D look swapped (name them: --column N=..., --column D=...)"] if swap else []
+    if list(middle) == ["C"]:
+        return ". C looks to be in a larger unit; say in which: --unit C=1e18, --unit C=PF-days"
     for name, scale in zip(middle, scales, strict=True):
         if scale != 1:
-            unit = "PF-days" if scale == PF_DAY else f"{scale:.0e}".replace("e+0", "e").replace("e+", "e")
-            words.append(f"{name} looks to be in {(_FLOPS if name == 'C' else _WORDS)[scale]} (--unit {name}={unit})")
+            whole = scale * scaled.get(name, 1.0)
+            unit = (
+                "PF-days"
+                if whole == PF_DAY
+                else f"{whole:.0e}".replace("e+00", "").replace("e+0", "e").replace("e+", "e")
+            )
+            said = (_FLOPS if name == "C" else _WORDS).get(scale)
+            words.append(
+                f"{name} looks to be in {said} (--unit {name}={unit})"
+                if said and name not in scaled
+                else f"the header's unit of {name} looks wrong (--unit {name}={unit})"
+            )
     if not words or cost > 5:
         return f". Check the units of {', '.join(middle)}; where they are right, say so: --unit {open_to_doubt[0]}=1"
     return f". {', '.join(words)}"
@@ -149,7 +173,7 @@ def _cost(middle: Mapping[str, float], scales: tuple[float, ...], swap: bool) ->
             cost += weight * max(0.0, np.log10(low) - value, value - np.log10(high))
     if len(at) > 1:
         N, D = _both(at)
-        cost += max(0.0, abs(D - N - 1.3) - 1.3)
+        cost += max(0.0, abs(D - N - 1.3) - 1.3) + 0.1 * abs(D - N - 1.3)
     if len(at) == 3:
         cost += 3 * max(0.0, abs(at["C"] - np.log10(6) - at["N"] - at["D"]) - 0.7)
     return float(cost)
@@ -179,15 +203,32 @@ def _losses(runs: "Runs") -> list[str]:
     header = runs.renamed.get("loss", "")
     if re.search(r"bp[bc](?![a-z])|bits.{0,3}per.{0,3}(byte|char)", header.lower()):
         return [f"units: {header!r} is in bits, and not per token; {_PER_BYTE}"]
-    if middle > _LARGEST_LOSS:
+    sizes = {name: float(np.median(runs[name])) for name in ("N", "D") if name in runs}
+    text = all(sizes.get(name, 0.0) >= _USUAL[name][0] for name in ("N", "D"))
+    most = next(loss for N, D, loss in _LARGEST_LOSS if sizes.get("N", 0.0) >= N and sizes.get("D", 0.0) >= D)
+    if middle > most:
+        about = f" of models of {sizes['N']:.2g} parameters" if most < _LARGEST_LOSS[-1][2] else ""
         return [
-            f"units: a loss of {middle:.3g} nats per token is worse than guessing; a perplexity is read by "
+            f"units: a loss of {middle:.3g} nats per token{about} is no trained model's; a perplexity is read by "
             "--unit loss=perplexity (where it is right, as for images, say so: --unit loss=nats)"
         ]
-    text = all(name in runs and np.median(runs[name]) >= _USUAL[name][0] for name in ("N", "D"))
     if text and _BITS_PER_BYTE[0] < middle < _BITS_PER_BYTE[1]:
         return [
             f"units: a loss of {middle:.3g} nats per token is below what models of text reach; {_PER_BYTE} (where it is right, "
             "say so: --unit loss=nats)"
         ]
     return []
+
+
+def _small(runs: "Runs") -> list[str]:
+    """Models of a few thousand parameters with the losses of large ones: N and D both in millions look like any small grid."""
+    given = {
+        name: float(np.median(runs[name])) for name in ("N", "D", "C") if name in runs and name not in runs.derived
+    }
+    least = float(np.min(runs["loss"]))
+    if given.keys() != {"N", "D"} or given["N"] > _SMALL or least > _LOSS_OF_SMALL or {"N", "D"} & runs.declared:
+        return []
+    return [
+        f"units: a loss of {least:.3g} nats per token is beyond models of {given['N']:.2g} parameters; where N and D are in "
+        "millions: --unit N=1e6 --unit D=1e6 (where they are right, say so: --unit N=1)"
+    ]

@@ -220,9 +220,12 @@ def _could_be(column: str, header: str, table: Mapping[str, Any]) -> bool:
     """Whether the numbers under a header may be those of a column."""
     found = meaning(header)
     try:
-        middle = float(np.nanmedian(np.asarray(table[header], dtype=np.float64)))
+        numbers = np.asarray(table[header], dtype=np.float64)
     except (TypeError, ValueError):
         return True
+    if not np.isfinite(numbers).any():
+        return True
+    middle = float(np.nanmedian(numbers))
     return found is None or middle * found.unit.scale >= _LEAST.get(column, 0.0)
 
 

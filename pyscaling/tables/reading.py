@@ -124,6 +124,8 @@ def _separated(text: str, name: str, separator: str) -> dict[str, Any]:
             raise ValueError(f"table {name!r} is empty; its first line must name the columns.")
         first = comments[0]
     separator = separator or _separator(lines[first : first + 20])
+    if not separator:  # spaces, as numpy.savetxt writes
+        lines, separator = ["\t".join(line.replace("# ", "#").split()) for line in lines], "\t"
     header, below = _cells(lines[first], separator), [i for i in comments if i < first]
     if below and all(map(is_number, header)):  # as numpy.savetxt writes: the header is a comment
         header = _cells(lines[below[-1]].lstrip().lstrip("#"), separator)
@@ -203,13 +205,15 @@ def _typed(cells: Sequence[Any]) -> np.ndarray:
 
 
 def _separator(lines: list[str]) -> str:
-    """What cuts the header and the lines below it into equally many cells, and into most."""
+    """What cuts the header and the lines below it into equally many cells, and into most; "" where only spaces do."""
 
     def cut(separator: str) -> tuple[bool, int]:
         counts = [len(_cells(line, separator)) for line in lines if line.strip()]
         return len(set(counts)) == 1 and counts[0] > 1, counts[0]
 
-    return max(_SEPARATORS, key=cut)
+    best = max(_SEPARATORS, key=cut)
+    spaced = {len(line.split()) for line in lines if line.strip()}
+    return "" if cut(best)[1] == 1 and len(lines) > 1 and spaced != {1} and len(spaced) == 1 else best
 
 
 def _cells(line: str, separator: str) -> list[str]:

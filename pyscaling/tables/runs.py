@@ -15,6 +15,7 @@ import numpy as np
 from pyscaling.tables.checks import doubts
 from pyscaling.tables.headers import EMPTY, Unit, bare_cell, cell_value, likely, match, meaning, unit_of
 from pyscaling.tables.reading import as_mapping, read_table
+from pyscaling.units import plain_number
 
 _NUMBERS = ("N", "D", "C", "loss")  # must be there, finite and positive, in every row
 _IN_MEMORY = "the table"
@@ -51,6 +52,7 @@ class Runs:
         self.notes: tuple[str, ...] = ()
         self.derived: frozenset[str] = frozenset()
         self.declared: frozenset[str] = frozenset(units or ())
+        self.scaled: dict[str, float] = {}
         self._unclear: dict[str, list[str]] = {}
         if isinstance(data, str | Path):
             raise ValueError(f"runs={str(data)!r} is a path, not a table; read it first: ps.read_runs({str(data)!r}).")
@@ -59,6 +61,7 @@ class Runs:
             renamed = old.renamed if renamed is None else renamed
             self.source = source = old.source if source == _IN_MEMORY else source
             self.notes, self.derived, self.declared = old.notes, old.derived, old.declared | self.declared
+            self.scaled = dict(old.scaled)
         table = {str(name): values for name, values in (old.to_dict() if old else as_mapping(data)).items()}
         chosen: dict[str, Unit] = {}
         if renamed is None:
@@ -90,9 +93,10 @@ class Runs:
         for name in (units or {}).keys() - self._columns.keys():
             self[name]  # says what there is
         for name, unit in {**chosen, **{name: unit_of(name, given) for name, given in (units or {}).items()}}.items():
-            self._columns[name] = unit.apply(self._read(name))
+            self._columns[name] = self._read(name, unit)
             if unit != Unit():
                 self.notes += (unit.done_to(name),)
+                self.scaled[name] = unit.scale
         self._check(drop_missing)
 
     def _check(self, drop_missing: bool | Collection[str]) -> None:
@@ -135,12 +139,12 @@ class Runs:
         gone = np.any(list(missing.values()), axis=0)
         counts = ", ".join(f"{name} in {rows.sum()}" for name, rows in missing.items())
         has = f"{name}={value:g}" if np.isinf(value) or not self._is_empty(name, row) else f"no {name} ({name}=nan)"
-        remedy = (
-            "Drop the rows: ps.Runs(table, drop_missing=True), or keep the right ones: where='State == \"finished\"'"
-            if self.source == _IN_MEMORY
-            else "Drop the rows: --drop-missing (read_runs(..., drop_missing=True)), or keep the right ones: "
-            "--where 'State == \"finished\"' (where=...)"
-        )
+        if gone.all():
+            remedy = f"No run would be left: is {name} in another column? Name it: --column {name}=... (columns=...)"
+        else:
+            state = next((header for header in self._columns if header.lower() in ("state", "status")), "")
+            picked = f"'{state} == \"finished\"'" if state else "a condition on its columns"
+            remedy = f"Drop the rows: --drop-missing (drop_missing=True), or keep the right ones: --where {picked} (where=...)"
         return (
             f"{name} must be finite and positive; row {self.rows[row] + 1} of {self.source} has {has}"
             f" ({gone.sum()} of {len(self)} rows lack a value: {counts}). {remedy}."
@@ -204,28 +208,25 @@ class Runs:
         self._columns = {name: column[kept] for name, column in self._columns.items()}
         self.rows = self.rows[kept]
 
-    def _read(self, name: str) -> np.ndarray:
-        """A column as floats [n], NaN where a cell is empty; cells may carry their unit, as in "1.3B"."""
+    def _read(self, name: str, unit: Unit = Unit()) -> np.ndarray:  # noqa: B008 - immutable
+        """A column as floats [n] in a unit, NaN where a cell is empty; a cell's own unit, as in "1.3B", has the last word."""
         column = self[name]
         if column.dtype.kind in "biuf":
-            return column.astype(np.float64)
-        values = np.empty(len(column))
+            return unit.apply(column.astype(np.float64))
+        values, own = np.empty(len(column)), np.zeros(len(column), dtype=bool)
         for row, cell in enumerate(column.tolist()):
             text = bare_cell(cell)
-            if text.lower() in EMPTY:
-                values[row] = np.nan
-                continue
             try:
-                values[row] = float(text)
+                values[row] = np.nan if text.lower() in EMPTY else plain_number(text)
             except ValueError:
                 try:
-                    values[row] = cell_value(name, text)
+                    values[row], own[row] = cell_value(name, text), True
                 except ValueError:
                     raise ValueError(
                         f"{name} must be a number; row {self.rows[row] + 1} of {self.source} has {name}={str(cell)!r}. Write it "
                         "as 1.3e9, 1.3B or 1,300,000,000, or leave the row out: --where (where=...)."
                     ) from None
-        return values
+        return np.where(own, values, unit.apply(values))
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as floats [n]; NaN where a cell is empty. Raises ValueError that names the first row that holds none."""
@@ -263,9 +264,12 @@ class Runs:
             else f'read_runs(path, columns={{"{name}": "{header}"}}), or --column {name}="{header}"'
         )
         why = f" ({' and '.join(map(repr, guesses))} could each be it)" if name in self._unclear else ""
+        steps = ""
+        if name == "D" and "S" in self:
+            steps = " Steps are no tokens: --column D=STEPS --unit D=BATCH, the batch in tokens (columns=, units=)."
         return (
             f"column {name!r} is missing from {self.source}{why}; it holds {', '.join(self._columns) or 'no column'}. "
-            f"Name one: {remedy}."
+            f"Name one: {remedy}.{steps}"
         )
 
     def __contains__(self, name: str) -> bool:
@@ -327,16 +331,18 @@ class Runs:
     def _like(self, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> "Runs":
         other = Runs(columns, source=self.source, renamed=self.renamed)
         other.notes, other.derived, other.declared, other.rows = self.notes, self.derived, self.declared, rows
+        other.scaled = self.scaled
         other._unclear = self._unclear
         return other
 
     def join(self, table: Any, on: str = "run") -> "Runs":
-        """The runs with the columns of another table, whose `on` says which of its rows belongs to each run.
+        """Curves with what a table of runs says of each: its N, its recipe; `on` (or Name) says which row belongs to which.
 
-        For curves exported apart from the table of runs. Columns that both have are the other's. Raises ValueError for a
-        label that the other table lacks, or has twice.
+        What the curves hold is theirs: a run's final loss, tokens and compute are not taken for those on the way. Where they
+        count steps alone, D is steps x (tokens / steps) of the run. Curves of runs that the table lacks are left out, as `notes`
+        says. Raises ValueError for a label that the table has twice, steps without tokens a step, or if nothing is left.
         """
-        other = as_mapping(table) if not isinstance(table, Runs) else table.to_dict()
+        other = table.to_dict() if isinstance(table, Runs) else as_mapping(table)
         key = next((name for name in other if name.lower() in (on.lower(), "name", "run name")), None)
         if key is None:
             raise ValueError(f"on={on!r} is no column of the table to join, which holds {', '.join(other)}.")
@@ -345,16 +351,34 @@ class Runs:
             if str(label) in place:
                 raise ValueError(f"the table to join has {key}={label!r} twice; leave one out.")
             place[str(label)] = row
-        labels = [str(label) for label in self[on].tolist()]
-        missing = [label for label in labels if label not in place]
-        if missing:
-            raise ValueError(f"the table to join has no row with {key}={missing[0]!r}, which {self.source} holds.")
-        index = np.array([place[label] for label in labels], dtype=np.intp)
-        columns = {name: np.asarray(values)[index] for name, values in other.items() if name != key}
-        return Runs(self._theirs() | columns, source=self.source)
-
-    def _theirs(self) -> dict[str, np.ndarray]:
-        return {name: column for name, column in self._columns.items() if name not in self.derived}
+        there = np.array([str(label) in place for label in self[on].tolist()])
+        if not there.any():
+            raise ValueError(f"no label of {on} in {self.source} is a {key} of the table to join.")
+        mine = self.select(there)
+        index = np.array([place[str(label)] for label in mine[on].tolist()], dtype=np.intp)
+        own = set(mine._columns) | set(mine.renamed.values())
+        spent = {"D", "C"} & own
+        found = match({name: values for name, values in other.items() if name != key})[0]
+        ours = {name: found.get(name, name) for name in other if name != key}
+        taken = {
+            name: np.asarray(other[name])[index]
+            for name, column in ours.items()
+            if column not in own and column not in ("loss", *(("D", "C") if spent or "S" in own else ()))
+        }
+        columns = {name: column for name, column in mine._columns.items() if name not in mine.derived} | taken
+        if not spent and "S" in own:
+            finals = Runs({name: other[name] for name, column in ours.items() if column in ("D", "S")})
+            if not {"D", "S"} <= set(finals.columns):
+                raise ValueError(
+                    f"{self.source} counts steps, and the table to join lacks tokens or steps of the runs, which would say how "
+                    'many tokens a step takes; add them: curves.with_columns({"D": curves["S"] * batch}).'
+                )
+            columns["D"] = mine.numbers("S") * (finals.D / finals.numbers("S"))[index]
+        joined = Runs(columns, source=self.source)
+        if not there.all():
+            lost = dict.fromkeys(str(label) for label in self[on][~there].tolist())
+            joined.notes += (f"left out: {', '.join(lost)}, which the table joined does not hold",)
+        return joined
 
     def to_dict(self) -> dict[str, np.ndarray]:
         return dict(self._columns)
@@ -428,9 +452,17 @@ def read_runs(
     Raises ValueError for an unknown ending, a column that is not there, or bad values.
     """
     path = Path(path)
-    return Runs(
-        read_table(path), source=path.name, columns=columns, units=units, where=where, drop_missing=drop_missing
-    )
+    table = read_table(path)
+    if not any(len(values) for values in table.values()):
+        raise ValueError(f"table {path.name!r} has a header and no runs: {', '.join(table) or 'not even that'}.")
+    return Runs(table, source=path.name, columns=columns, units=units, where=where, drop_missing=drop_missing)
+
+
+def as_runs(runs: Any) -> Runs:
+    """Runs, or what makes them: a table in memory, or the path of a file."""
+    if isinstance(runs, str | Path):
+        return read_runs(runs)
+    return runs if isinstance(runs, Runs) else Runs(runs)
 
 
 def _match(

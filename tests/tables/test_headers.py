@@ -115,3 +115,13 @@ def test_a_column_keeps_its_own_numbers_under_its_own_name() -> None:
     assert runs.loss == pytest.approx(np.log(900) - 0.2 * np.log(size))
     fit = ps.fit(runs, law=ps.Law("a*N**-b", response="perplexity"))
     assert fit.params == pytest.approx({"a": 900, "b": 0.2}, rel=1e-6)
+
+
+def test_the_unit_of_a_cell_has_the_last_word() -> None:
+    runs = ps.Runs(
+        {"Params (M)": ["123.4M", "20", "1,300"], "tokens (B)": ["12.3B tokens", "1e1", "2"], "loss": [3, 3.1, 2.9]}
+    )
+    assert runs.N.tolist() == [123.4e6, 20e6, 1300e6] and pytest.approx([12.3e9, 10e9, 2e9]) == runs.D
+    raw = ps.Runs({"Params (M)": [1e8, 3e8], "D": [2e9, 6e9], "loss": [3.0, 2.9]})
+    assert "the header's unit of N looks wrong (--unit N=1)" in raw.doubts[0]
+    assert not ps.Runs({"Params (M)": [1e8, 3e8], "D": [2e9, 6e9], "loss": [3.0, 2.9]}, units={"N": 1}).doubts

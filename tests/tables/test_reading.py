@@ -30,6 +30,9 @@ def same(runs: ps.Runs) -> bool:
         ("runs.csv", ROWS.replace(",", ";").replace("3.5", "3,5").replace("3.0", "3,01").replace("3,01", "3,00").encode()),
         ("runs.csv", ("# made by a script\n\n" + ROWS + "# the end\n").encode()),
         ("runs.csv", ("# " + ROWS).encode()),  # as numpy.savetxt has it
+        ("runs.txt", ("# " + ROWS).replace(",", " ").encode()),
+        ("runs.txt", ROWS.replace(",", "   ").encode()),
+        ("runs.csv", b"N;D;loss\n10 000 000;1e9;3.5\n1e8;2 000 000 000;3.0\n"),
         ("runs.csv", b"\xef\xbb\xbf" + ROWS.encode()),
         ("runs.csv", ROWS.encode("utf-16")),
         ("runs.csv", ROWS.replace("\n", ",\n").encode()),
@@ -68,6 +71,7 @@ def test_zst_and_xlsx(tmp_path: Path) -> None:
     [
         ("runs.doc", b"x", "unknown ending '.doc'"),
         ("runs.csv", b"", "is empty"),
+        ("runs.csv", b"N,D,loss\n", "has a header and no runs: N, D, loss"),
         ("runs.csv", b"N,N,loss\n1,2,3\n", "names the column 'N' twice"),
         ("runs.csv", b"N,D,loss\n1e7,1e9,3\n1e7,1e9\n", "row 2 of runs.csv has 2 cells, its header 3"),
         ("runs.csv", b'N,D,loss\n1e7,1e9,3\n1e7,"1e9",3,4\n', "row 2 of runs.csv has 4 cells, its header 3"),
@@ -151,8 +155,17 @@ def test_a_line_plot_of_runs_becomes_curves(tmp_path: Path) -> None:
     sizes = {"Name": ["b", "a"], "params (M)": [20, 10], "State": ["finished", "finished"]}
     joined = runs.join(sizes)
     assert joined.N.tolist() == [1e7, 1e7, 2e7] and joined.C.tolist() == [6e15, 1.2e16, 2.4e16]
-    with pytest.raises(ValueError, match="no row with Name='b'"):
-        runs.join({"Name": ["a"], "N": [1e7]})
+    # what curves hold is theirs, whatever the runs ended at; a run that crashed is left out
+    finals = {"Name": ["a"], "params (M)": [10], "eval/loss": [3.5], "tokens": [2e8], "_step": [400]}
+    joined = runs.join(finals)
+    assert joined.loss.tolist() == [4.0, 3.5] and joined.D.tolist() == [1e8, 2e8] and "left out: b" in joined.taken
+    path.write_text(path.read_text().replace('"tokens"', '"Step"').replace("1e8", "200").replace("2e8", "400"))
+    steps = ps.read_runs(path).join(finals)
+    assert steps.D.tolist() == [1e8, 2e8] and steps.loss.tolist() == [4.0, 3.5]  # 5e5 tokens a step
+    with pytest.raises(ValueError, match="counts steps, and the table to join lacks"):
+        ps.read_runs(path).join({"Name": ["a"], "params (M)": [10], "tokens": [2e8]})
+    with pytest.raises(ValueError, match="no label of run"):
+        runs.join({"Name": ["z"], "N": [1e7]})
 
 
 def test_numbers_are_read_to_the_last_bit(tmp_path: Path) -> None:
@@ -178,6 +191,18 @@ def test_what_people_paste_and_scripts_nest(name: str, text: str, tmp_path: Path
     runs = ps.read_runs(tmp_path / name)
     assert same(runs) and not {"curve", "tags"} & set(runs.columns)
     assert ("left out, for it is not one value a run" in runs.taken) == ("curve" in text or "tags" in text)
+
+
+def test_remedies_are_those_of_the_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("N,D,loss\n1e7,1e9,\n1e8,1e9,3\n")
+    with pytest.raises(ValueError, match="--where a condition on its columns"):
+        ps.read_runs(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("N,D,loss\n1e7,1e9,\n1e8,1e9,\n")
+    with pytest.raises(ValueError, match="No run would be left: is loss in another column"):
+        ps.read_runs(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("N,step,loss\n1e7,1000,3\n1e8,1000,2.9\n")
+    with pytest.raises(ValueError, match="Steps are no tokens: --column D=STEPS --unit D=BATCH"):
+        ps.fit(tmp_path / "a.csv")
 
 
 def test_a_mark_for_nothing_is_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Hypothesis draws the same examples in every run, so that a failure belongs to th
 """
 
 import os
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,3 +65,10 @@ def chinchilla_runs():
     if not path.exists():
         pytest.skip("third-party data ../shared/data/epoch_chinchilla.csv is not here")
     return ps.read_runs(path, columns={"N": "Model Size", "C": "Training FLOP"})
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed() -> Iterator[None]:
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

@@ -101,10 +101,11 @@ def _options() -> dict[str, str]:
 def _in_options(message: str, options: dict[str, str]) -> str:
     """A message of the library with its arguments written as options: target_loss=2 becomes --target-loss 2."""
     for name, option in options.items():
-        message = re.sub(rf"(?<![\w.\-(]){name}=(?=[\w'\"+.-])", f"{option} ", message)
-        message = re.sub(rf"(?<![\w.\-(]){name}=(?![\w'\"+.-])", option, message)
+        message = re.sub(rf"^{name}(?= must )", option, message)
+        message = re.sub(rf"(?<![\w.\-(]){name}=(?=[\w'\"+.\[(-])", f"{option} ", message)
+        message = re.sub(rf"(?<![\w.\-(]){name}=(?![\w'\"+.\[(-])", option, message)
         if "_" in name:
-            message = re.sub(rf"(?<![\w.\-]){name}(?![\w=(])", option, message)
+            message = re.sub(rf"(?<![\w.\-(]){name}(?![\w=(])", option, message)
     return message
 
 

@@ -28,6 +28,7 @@ from pyscaling.cli.show import (
     check_level,
     check_output,
     check_outputs,
+    check_resamples,
     new_console,
     new_table,
     plain,
@@ -105,9 +106,11 @@ def fit_command(
     check_level(level)
     check_outputs(json, plot)
     check_output("--save", save)
-    if bootstrap == 1 or bootstrap < 0:
+    if bootstrap:  # 0: standard errors instead
+        check_resamples(bootstrap)
+    if given.table.kept:
         raise ValueError(
-            f"--bootstrap {bootstrap} gives no interval; 1,000 or more make a steady one, 0 takes standard errors instead."
+            f"{given.table.path.name} is a fit that was kept: predict, plan and next-runs take it; fit a table."
         )
     sigma = value_of(noise)
     group = given.group.partition("=")[0] if given.group else None
@@ -185,7 +188,8 @@ def predict_command(
             raise ValueError(f"--{name} has {len(values)} values, another option {longest}; give as many, or one.")
         places[name] = values * longest if len(values) == 1 else values
     fitted = given.fit()
-    where: Any = places | ({"group": given.label} if given.label else {})
+    label = given.label_in(fitted)
+    where: Any = places | ({"group": label} if label else {})
     predicted = fitted.predict(level=level, kind=kind, **where)
     name = fitted.law.response
     console, table = new_console(), new_table(*places, name, f"{100 * level:g}% interval")
@@ -198,10 +202,13 @@ def predict_command(
         rows.append({**at_row, "value": value, "low": low, "high": high})
     console.print(f"[bold]{plain(fitted.law.name)}[/bold]: {plain(fitted.verdict)}", highlight=False)
     console.print(table)
+    for note in predicted.notes:
+        console.print(f"! {plain(note)}", highlight=False)
     if json is not None:
         import json as encoder
 
         result = {"law": fitted.law.name, "verdict": fitted.verdict, "level": level, "kind": kind, "predictions": rows}
+        result["notes"] = list(predicted.notes)
         write(json, encoder.dumps(result, indent=1))
 
 
@@ -302,6 +309,8 @@ def gain_command(
     check_level(level)
     check_outputs(json, plot)
     runs = table.read(group)
+    if group not in runs:
+        raise ValueError(f"--group {group!r} is no column of {runs.source}, which holds {', '.join(runs.columns)}.")
     pair: list[Any] | None = named("--groups", [groups]) if groups else None
     if pair is not None:  # as the column has them
         held = {str(value): value for value in runs[group].tolist()}

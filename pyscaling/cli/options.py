@@ -53,7 +53,10 @@ _TABLE = {
     ],
     "where": Annotated[
         str | None,
-        typer.Option(metavar="CONDITION", help="""Keep the rows that meet it, as 'State == "finished"' or '`eval/loss` < 4'."""),
+        typer.Option(
+            metavar="CONDITION", help="""Keep the rows that meet it, as 'State == "finished"'; a name with a slash or a space """
+            "stands in backticks.",
+        ),
     ],
     "drop_missing": Annotated[
         bool, typer.Option("--drop-missing", help="Leave out rows without one of the numbers that are needed.")
@@ -161,11 +164,28 @@ class Fitted:
         if self.table.kept:
             from pyscaling.fitting.save import load
 
+            given = {name: getattr(self, name) for name in _FIT if name != "group"}
+            given |= {name: getattr(self.table, name) for name in _TABLE if name != "path"}
+            said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value != _DEFAULTS.get(name)]
+            if said:
+                raise ValueError(
+                    f"{self.table.path.name} is a fit that was kept; {', '.join(said)} would change nothing. Leave it out, or "
+                    "give the table of runs."
+                )
             return load(self.table.path)
         from pyscaling.fitting.fit import law_over
 
         runs = self.table.read(*names_in(self.law), *([self.response] if self.response else []))
         return self.fit_to(runs, law_over(self.law, runs, response=self.response))
+
+    def label_in(self, fitted: "Fit") -> str | None:
+        """Which group of a fit is asked about; None where it has none. Raises ValueError where it must be said."""
+        from pyscaling.fitting.groups import GroupedLaw
+
+        if isinstance(fitted.law, GroupedLaw) and self.label is None:
+            column = self.group or "COLUMN"
+            raise ValueError(f"--group {column}=LABEL must say which of {', '.join(map(str, fitted.law.labels))}.")
+        return self.label
 
     def fit_to(self, runs: "Runs", law: Any, **more: Any) -> "Fit":
         from pyscaling.fitting import fit

@@ -19,6 +19,7 @@ from pyscaling.cli.show import (
     check_level,
     check_output,
     check_outputs,
+    check_resamples,
     new_console,
     new_table,
     plain,
@@ -101,10 +102,11 @@ def plan_command(
         "unique_tokens": unique_tokens, "max_tokens": max_tokens, "inference_tokens": inference_tokens,
         "max_parameters": max_parameters, "serving_memory": serving_memory,
     }  # fmt: skip
-    if given.label:
-        limits["group"] = given.label
+    check_resamples(bootstrap)
+    fitted = given.fit()
+    limits["group"] = given.label_in(fitted)
     result = plan(
-        given.fit(),
+        fitted,
         **limits,
         serving_apart=serving_apart,
         level=level,
@@ -164,10 +166,11 @@ def next_runs_command(
         "tokens_per_parameter": range_of("--tokens-per-parameter", tokens_per_parameter),
         "ranges": {name: range_of("--range", ends) for name, ends in pairs("--range", ranges, "experts=1:64")} or None,
         "region": {name: range_of("--region", ends) for name, ends in pairs("--region", region, "N=1B:10B")} or None,
-        "group": given.label,
     }
+    fitted = given.fit()
+    limits["group"] = given.label_in(fitted)
     found = next_runs(
-        given.fit(), spend, target=target, compute=compute, max_run=max_run, n_runs=n_runs, level=level, **limits
+        fitted, spend, target=target, compute=compute, max_run=max_run, n_runs=n_runs, level=level, **limits
     )
     show(found, json, plot)
     if csv is not None:

@@ -40,6 +40,11 @@ def check_level(level: float) -> None:
         raise ValueError(f"--level must lie between 0 and 1, got {level:g}.")
 
 
+def check_resamples(count: int) -> None:
+    if count < 50:
+        raise ValueError(f"--bootstrap {count} makes no interval; 1,000 or more make a steady one.")
+
+
 def check_output(option: str, path: Path | None) -> None:
     """Before the work, not after it."""
     if path is None:

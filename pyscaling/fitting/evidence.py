@@ -137,7 +137,12 @@ def gather(
     stand = runs.rows
     aside = [_without(problem, theta, starts, outliers, stand, runs.source)] if outliers else []
     copies = _copies(problem, runs, stand)
-    table = [*doubts, *copies]
+    still = (
+        [f"{problem.law.response} is the same in all runs"]
+        if np.ptp(problem.y) <= 1e-12 * np.abs(problem.y).max()
+        else []
+    )
+    table = [*doubts, *still, *copies]
     misfit, amiss = _misfit(problem, residuals, bool(copies))
     if problem.objective == "gaussian" and (unidentified or vanished.any()):  # they spoil least squares, others not
         table, aside = table + aside, []

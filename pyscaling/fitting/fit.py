@@ -33,22 +33,25 @@ from pyscaling.fitting.result import Result, html_table, text_table
 from pyscaling.fitting.sample import LONG, solve_from_parts, solve_from_sample
 from pyscaling.laws import POSITIVE_VARIABLES, USUAL_VARIABLES, Law
 from pyscaling.tables import Runs, as_runs
+from pyscaling.units import parse_count
 
 if TYPE_CHECKING:
     from pyscaling.fitting.profile import Profile
 
 _AUTO_STARTS = 64
+_FAR = 10.0  # times beyond the runs
 _STEEPEST = 1e150  # a residual or a derivative that can still be squared
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A loss in nats per token with its interval; floats, or arrays of one shape."""
+    """A loss in nats per token with its interval; floats, or arrays of one shape. notes: what to know before trusting it."""
 
     value: Any
     low: Any
     high: Any
     level: float
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Any:
         return iter((self.value, self.low, self.high))
@@ -61,12 +64,11 @@ class Prediction:
         ]
 
     def __str__(self) -> str:
-        return (
-            text_table(self._rows()) if np.ndim(self.value) else f"{self.value:.5g} [{self.low:.5g}, {self.high:.5g}]"
-        )
+        one = f"{self.value:.5g} [{self.low:.5g}, {self.high:.5g}]" if np.ndim(self.value) == 0 else ""
+        return "\n".join([one or text_table(self._rows()), *(f"! {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        return html_table(self._rows())
+        return html_table(self._rows(), notes=[f"! {note}" for note in self.notes])
 
 
 def fit(
@@ -84,6 +86,7 @@ def fit(
     tied: Sequence[Sequence[str]] | None = None,
     group: Any = None,
     shared: str | Sequence[str] | None = None,
+    response: str | None = None,
     overestimate_penalty: float = 1.0,
     threads: int | None = None,
 ) -> "Fit":
@@ -100,6 +103,7 @@ def fit(
     [("alpha", "beta")].
     group: a column (or labels [n]) of data sets or architectures that each have parameters of their own, named p_<group>,
     but for those named in shared: `fit.predict(..., group=...)`, `fit.params_of(group)`.
+    response: the column that the law gives, if not the loss (or the law's own).
     overestimate_penalty: factor on the objective of runs that the law lies above, whose loss it overestimates. A run that was
     not tuned lies above what its N and D allow and never below: a penalty above 1 makes the law follow the lower edge of the
     runs. Of "lad" it is their quantile 1 / (1 + penalty) (Koenker & Bassett 1978), of "gaussian" an expectile (Newey &
@@ -108,7 +112,7 @@ def fit(
     Raises ValueError for bad arguments, naming them. Warns if the result should not be trusted; `evidence` says why.
     """
     table = as_runs(runs)
-    chosen = _tie(law_over(law, table), tied)
+    chosen = _tie(law_over(law, table, response=response), tied)
     for column in (*chosen.variables, chosen.response, weights, noise):
         if isinstance(column, str) and column not in table:
             raise ValueError(table.missing(column) + _laws_for(table, chosen))
@@ -416,9 +420,27 @@ class Fit(Result):
             low, high = (value * np.exp(low), value * np.exp(high)) if log else (value + low, value + high)
         if not np.all(np.isfinite([value, low, high])):
             warnings.warn(f"{self.law.name} or its interval is not finite where it is to predict.", stacklevel=2)
+        notes = self._off_ground(variables)
         if value.ndim == 0:
-            return Prediction(float(value), float(low), float(high), level)
-        return Prediction(value, low, high, level)
+            return Prediction(float(value), float(low), float(high), level, notes)
+        return Prediction(value, low, high, level, notes)
+
+    def _off_ground(self, places: Mapping[str, Any]) -> tuple[str, ...]:
+        """What speaks against predictions there: the fit's concerns, and places far from all runs."""
+        notes = [] if self.evidence.trustworthy else [self.verdict]
+        for name, at in places.items():
+            held = self.problem.variables.get(name)
+            if held is None or not (np.all(held > 0) and np.all(np.asarray(at) > 0)):
+                continue
+            for beyond, side, end in (
+                (np.max(at) / held.max(), "above", held.max()),
+                (held.min() / np.min(at), "below", held.min()),
+            ):
+                if beyond > _FAR:
+                    notes.append(
+                        f"{name} lies {beyond:.3g} x {side} the fitted runs' {end:.3g}; the interval holds if the law does"
+                    )
+        return tuple(notes)
 
     def _places(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The law's variables (and the group) to predict at, as arrays that broadcast."""
@@ -428,6 +450,7 @@ class Fit(Result):
             if name == "group" and base is not self.law:
                 continue
             try:
+                value = parse_count(name, value) if isinstance(value, str) else value
                 places[name] = np.asarray(value, dtype=np.float64)
             except (TypeError, ValueError):
                 raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}.") from None

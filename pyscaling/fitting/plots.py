@@ -140,7 +140,9 @@ def plot_contours(fit: "Fit", a: str, b: str, ax: Any, levels: tuple[float, ...]
 def plot_leverage(fit: "Fit", ax: Any) -> Any:
     """See Fit.plot_leverage."""
     ax = new_axes() if ax is None else ax
-    pull, residual = leverage(fit), fit.residuals / fit.noise
+    # as in the verdict: 1.4826 medians, which what lies far off does not move
+    pull, noise = leverage(fit), 1.4826 * float(np.median(np.abs(fit.residuals)))
+    residual = fit.residuals / (noise or 1.0)
     ax.plot(pull, residual, "o", color="black", mfc="w", ms=4)
     mean = pull[fit.problem.weights > 0].mean()
     marked = np.flatnonzero((np.abs(residual) > 3) | (pull > max(_LEVERED * mean, np.quantile(pull, 0.97))))
@@ -154,7 +156,13 @@ def plot_leverage(fit: "Fit", ax: Any) -> Any:
         )
     ax.axhline(0, color="black", lw=0.8)
     ax.axvline(_LEVERED * mean, color="0.5", ls="--", lw=0.8, label="twice the mean leverage")
-    ax.set(xlabel="leverage, how far a run decides its own fitted value", ylabel="residual / noise", title=fit.law.name)
+    if np.abs(residual).max() > 30:
+        ax.set_yscale("symlog", linthresh=10)
+    ax.set(
+        xlabel="leverage, how far a run decides its own fitted value",
+        ylabel="residual / noise of most runs",
+        title=fit.law.name,
+    )
     ax.legend(fontsize=8, frameon=False)
     return ax
 

@@ -108,10 +108,21 @@ class Overtake(Result):
                     f"  {x.better} overtakes {'A' if x.better == 'B' else 'B'} at C = {x.C:.3g} FLOPs, {self.level:.0%} "
                     f"interval {ends[0]} .. {ends[1]}, L = {x.loss:.4g}{lost}"
                 )
-        return "\n".join([*lines, *(f"! {note}" for note in self.notes)])
+        return "\n".join([*([self.verdict] if self.verdict else []), *lines, *(f"! {note}" for note in self.notes)])
+
+    @property
+    def verdict(self) -> str:
+        """What speaks against the fits behind it; empty where nothing does."""
+        doubted = [
+            f"{name} by {'; '.join(curve.fit.evidence.concerns)}"
+            for name, curve in (("A", self._curves.a), ("B", self._curves.b))
+            if getattr(curve.fit, "evidence", None) is not None and not curve.fit.evidence.trustworthy
+        ]
+        return f"NOT TO BE TRUSTED: {'; '.join(doubted)}" if doubted else ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "verdict": self.verdict,
             "range": list(self.range),
             "ends": list(self.ends),
             "level": self.level,

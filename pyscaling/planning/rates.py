@@ -61,7 +61,7 @@ LEARNING_RATES: tuple[Rule, ...] = (
     Rule(
         "Kaplan et al. 2020, eq. D.1",
         "0.003239 - 0.0001395 ln N",
-        lambda N, D, C: max(0.003239 - 0.0001395 * float(np.log(N)), 0.0),
+        lambda N, D, C: 0.003239 - 0.0001395 * float(np.log(N)),
         (("N", 768.0, 1.5e9),),
         "Adam at batches of 2^19 tokens",
     ),
@@ -178,7 +178,8 @@ def learning_rate_and_batch(N: float | str, D: float | str, *, shape: Shape | No
     N, D: numbers, or texts such as "7B" and "140B". shape: counts attention for the rule that asks for it (Bi et al. 2024 count
     M = 72 n_layer d_model^2 + 12 n_layer d_model n_ctx FLOPs a token, C = M D); without one C = 6ND.
     Rules: Step law, Li et al. 2025 (arXiv:2503.04715); DeepSeek LLM, Bi et al. 2024 (arXiv:2401.02954, eq. 1); Kaplan et al. 2020
-    (arXiv:2001.08361, eq. D.1), which ends at N = 1.2e10 where it is 0; Zhang et al. 2024 (arXiv:2410.21676), the critical batch.
+    (arXiv:2001.08361, eq. D.1), left out from N = 1.2e10 on, where its line has come to 0; Zhang et al. 2024 (arXiv:2410.21676),
+    the critical batch.
     Raises ValueError for numbers that are not positive.
     """
     size, tokens = parse_count("N", N), parse_count("D", D)
@@ -188,5 +189,6 @@ def learning_rate_and_batch(N: float | str, D: float | str, *, shape: Shape | No
         Recommendation(quantity, rule.value(size, tokens, C), rule.source, rule.formula, rule.note, *rule.beyond(**at))
         for quantity, known in (("learning rate", LEARNING_RATES), ("batch", BATCHES))
         for rule in known
+        if rule.value(size, tokens, C) > 0  # a line in ln N ends
     ]
     return LearningRateAndBatch(size, tokens, C, tuple(rules))

@@ -212,3 +212,29 @@ def test_prediction_interval_covers() -> None:
         hits += interval.low <= new <= interval.high
     # three standard errors of a binomial of 150 at 0.9
     assert abs(hits / count - 0.9) <= 3 * math.sqrt(0.9 * 0.1 / count)
+
+
+def test_a_prediction_says_where_it_stands() -> None:
+    fit = ps.fit(table())
+    assert (
+        fit.predict(N=1e8, D="10B").notes == ()
+        and fit.predict(N=1e8, D="10B").value == fit.predict(N=1e8, D=1e10).value
+    )
+    (far,) = fit.predict(N=1e15, D=1e10).notes
+    assert far.startswith(f"N lies {1e15 / N.max():.3g} x above the fitted runs' {N.max():.3g}")
+    assert far in str(fit.predict(N=1e15, D=1e10)) and far.split("'")[0] in fit.predict(N=1e15, D=1e10)._repr_html_()
+    doubted = ps.fit({**table(), "C": 6e-9 * N * D})
+    assert doubted.predict(N=1e8, D=1e10).notes[0] == doubted.verdict and "GFLOPs" in doubted.verdict
+
+
+def test_a_loss_that_never_changes_is_said() -> None:
+    with pytest.warns(UserWarning, match="loss is the same in all runs"):
+        assert ps.fit({**table(), "loss": np.full(60, 3.0)}).verdict.startswith(
+            "NOT TO BE TRUSTED: loss is the same in all runs"
+        )
+
+
+def test_a_response_may_be_named() -> None:
+    runs = table(accuracy=0.9 - 30 / N**0.3)
+    fit = ps.fit(runs, law="E - K*N**-p", response="accuracy")
+    assert fit.params == pytest.approx({"E": 0.9, "K": 30, "p": 0.3}, rel=1e-5)

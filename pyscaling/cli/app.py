@@ -63,6 +63,8 @@ def one_clear_message(resumes: bool = False) -> Iterator[None]:
             )
             warnings.showwarning = line
             yield
+    except InOptions as error:
+        _fail(str(error), {})
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -83,9 +85,13 @@ def one_clear_message(resumes: bool = False) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _fail(message: str) -> None:
+class InOptions(ValueError):
+    """A message that speaks of options already."""
+
+
+def _fail(message: str, options: dict[str, str] | None = None) -> None:
     typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(_in_options(message, _options()), err=True)
+    typer.echo(_in_options(message, _options() if options is None else options), err=True)
     raise typer.Exit(2) from None
 
 

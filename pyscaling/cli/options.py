@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyscaling.cli.app import is_number, named, number, one_clear_message, pairs
+from pyscaling.cli.app import InOptions, is_number, named, number, one_clear_message, pairs
 from pyscaling.cli.show import busy
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Fitted:
             given |= {name: getattr(self.table, name) for name in _TABLE if name != "path"}
             said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value != _DEFAULTS.get(name)]
             if said:
-                raise ValueError(
+                raise InOptions(
                     f"{self.table.path.name} is a fit that was kept; {', '.join(said)} would change nothing. Leave it out, or "
                     "give the table of runs."
                 )
@@ -179,12 +179,12 @@ class Fitted:
         return self.fit_to(runs, law_over(self.law, runs, response=self.response))
 
     def label_in(self, fitted: "Fit") -> str | None:
-        """Which group of a fit is asked about; None where it has none. Raises ValueError where it must be said."""
+        """Which group of a fit is asked about; None where it has none. Raises InOptions where it must be said."""
         from pyscaling.fitting.groups import GroupedLaw
 
         if isinstance(fitted.law, GroupedLaw) and self.label is None:
             column = self.group or "COLUMN"
-            raise ValueError(f"--group {column}=LABEL must say which of {', '.join(map(str, fitted.law.labels))}.")
+            raise InOptions(f"--group {column}=LABEL must say which of {', '.join(map(str, fitted.law.labels))}.")
         return self.label
 
     def fit_to(self, runs: "Runs", law: Any, **more: Any) -> "Fit":

@@ -180,8 +180,8 @@ def next_runs_command(
 
 @command("rates")
 def rates_command(
-    N: Annotated[str, typer.Argument(metavar="N", help="Parameters, as 7B.")],
-    D: Annotated[str, typer.Argument(metavar="D", help="Training tokens, as 140B.")],
+    parameters: Annotated[str, typer.Argument(metavar="N", help="Parameters, as 7B.")],
+    tokens: Annotated[str, typer.Argument(metavar="D", help="Training tokens, as 140B.")],
     json: JsonOption = None,
 ) -> None:
     """Which learning rate and batch: what the published rules say of a run, with their sources and ranges.
@@ -192,7 +192,7 @@ def rates_command(
 
     with one_clear_message():
         check_output("--json", json)
-        show(learning_rate_and_batch(N, D), json, None)
+        show(learning_rate_and_batch(parameters, tokens), json, None)
 
 
 @command("overtake")

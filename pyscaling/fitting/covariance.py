@@ -58,7 +58,9 @@ def _inverse(J: np.ndarray, weights: np.ndarray) -> np.ndarray:
     scale = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     eigenvalue, axes = np.linalg.eigh(normal / np.outer(scale, scale))
     kept = np.where(eigenvalue > 1e-13 * eigenvalue[-1], eigenvalue, np.nan)
-    return (axes / kept) @ axes.T / np.outer(scale, scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # of normals next to zero the inverse has no number
+        inverse = (axes / kept) @ axes.T / np.outer(scale, scale)
+    return np.where(np.isfinite(inverse), inverse, np.nan)
 
 
 def _psi_slope(problem: Problem, residuals: np.ndarray) -> np.ndarray:

@@ -223,7 +223,7 @@ def _cells(line: str, separator: str) -> list[str]:
 def _read_binary(path: Path, ending: str) -> dict[str, Any]:
     import pandas as pd
 
-    needs = {".parquet": "'pyscaling[parquet]'", ".xlsx": "openpyxl", ".xls": "xlrd", ".ods": "odfpy"}[ending]
+    needs = {".parquet": "'pyscaling[parquet]'", ".xlsx": "'pyscaling[excel]'", ".xls": "xlrd", ".ods": "odfpy"}[ending]
     try:
         return as_mapping(pd.read_parquet(path) if ending == ".parquet" else pd.read_excel(path))
     except ImportError:

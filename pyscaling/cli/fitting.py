@@ -17,6 +17,7 @@ from pyscaling.cli.options import (
     ResidualOption,
     Table,
     bounds_of,
+    check_column,
     fits_law,
     names_in,
     reads_table,
@@ -118,10 +119,8 @@ def fit_command(
     wanted = [name for name in columns.values() if isinstance(name, str)]
     runs = given.table.read(*names_in(given.law), *wanted)
     for option, name in [*columns.items(), *(("variable", name) for name in variable or ())]:
-        if isinstance(name, str) and name not in runs:
-            raise ValueError(
-                f"--{option} {name!r} is no column of {runs.source}, which holds {', '.join(runs.columns)}."
-            )
+        if isinstance(name, str):
+            check_column(f"--{option}", name, runs)
     fitted = given.fit_to(
         runs,
         law_over(given.law, runs, variables=variable or (), positive=positive or (), response=given.response),
@@ -224,7 +223,7 @@ def compare_command(
         str,
         typer.Option(
             metavar="RUNS",
-            help='Runs to predict: "largest" (N), "compute" or a fraction.  [default: several cuts in C]',
+            help='Runs to predict: "cuts" (several, in C), "largest" (N), "compute" or a fraction.',
         ),
     ] = "cuts",
     threshold: Annotated[
@@ -309,8 +308,7 @@ def gain_command(
     check_level(level)
     check_outputs(json, plot)
     runs = table.read(group)
-    if group not in runs:
-        raise ValueError(f"--group {group!r} is no column of {runs.source}, which holds {', '.join(runs.columns)}.")
+    check_column("--group", group, runs)
     pair: list[Any] | None = named("--groups", [groups]) if groups else None
     if pair is not None:  # as the column has them
         held = {str(value): value for value in runs[group].tolist()}

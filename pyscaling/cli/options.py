@@ -249,6 +249,11 @@ def _with_options(
     return with_options
 
 
+def check_column(option: str, name: str, runs: "Runs") -> None:
+    if name not in runs:
+        raise ValueError(f"{option} {name!r} is no column of {runs.source}, which holds {', '.join(runs.columns)}.")
+
+
 def names_in(law: str) -> list[str]:
     """The columns that a law may need: its variables, and what it gives."""
     from pyscaling import laws

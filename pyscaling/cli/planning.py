@@ -218,11 +218,7 @@ def overtake_command(
     found = overtake(given.fit(), second.fit(), level=level)
     show(found, json, plot)
     if compute is not None:
-        worth = found.multiplier(compute)
-        typer.echo(
-            f"at {compute} B is worth {worth.value:.3g} times the compute of A, {level:.0%} interval {worth.low:.3g} .. "
-            f"{worth.high:.3g}"
-        )
+        typer.echo(str(found.multiplier(compute)))
 
 
 @command("convert")

@@ -67,11 +67,10 @@ class Runs:
         if renamed is None:
             found, chosen, self._unclear = _match(table, dict(columns or {}), source)
             scaled = chosen.keys() | (units or {}).keys()
+            # what is read in a unit also stays as it stands, under its own name
             raw = {name: values for name, values in table.items() if name != found.get(name, name) in scaled}
             table = {found.get(name, name): values for name, values in table.items()}
-            table |= {
-                name: values for name, values in raw.items() if name not in table
-            }  # as it stands, under its own name
+            table |= {name: values for name, values in raw.items() if name not in table}
             renamed = {new: theirs for theirs, new in found.items() if new != theirs}
         self.renamed: dict[str, str] = dict(renamed)
         self._ours = {theirs: ours for ours, theirs in self.renamed.items()}
@@ -101,13 +100,8 @@ class Runs:
 
     def _check(self, drop_missing: bool | Collection[str]) -> None:
         """Reads the numbers, fills in the third of N, D and C, and leaves out or refuses rows without them."""
-        asked = (
-            []
-            if isinstance(drop_missing, bool)
-            else [drop_missing]
-            if isinstance(drop_missing, str)
-            else list(drop_missing)
-        )
+        also = () if isinstance(drop_missing, bool) else drop_missing
+        asked = [also] if isinstance(also, str) else list(also)
         for name in _NUMBERS:
             if name in self._columns:
                 self._columns[name] = self._read(name)
@@ -138,7 +132,7 @@ class Runs:
         value = needed[name][row]
         gone = np.any(list(missing.values()), axis=0)
         counts = ", ".join(f"{name} in {rows.sum()}" for name, rows in missing.items())
-        has = f"{name}={value:g}" if np.isinf(value) or not self._is_empty(name, row) else f"no {name} ({name}=nan)"
+        has = f"{name}={value:g}" if np.isinf(value) else f"no {name} ({name}=nan)"
         if gone.all():
             remedy = f"No run would be left: is {name} in another column? Name it: --column {name}=... (columns=...)"
         else:
@@ -149,9 +143,6 @@ class Runs:
             f"{name} must be finite and positive; row {self.rows[row] + 1} of {self.source} has {has}"
             f" ({gone.sum()} of {len(self)} rows lack a value: {counts}). {remedy}."
         )
-
-    def _is_empty(self, name: str, row: int) -> bool:
-        return bool(np.isnan(float(self._columns[name][row]))) if self._columns[name].dtype.kind == "f" else True
 
     def _derive(self) -> None:
         """Fills in what is missing of N, D and C, by C = 6ND: a whole column, or its empty cells."""
